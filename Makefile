@@ -1,0 +1,48 @@
+# make demo        install, teach the embedded world's student depth, sample from it
+# make test        the default tests           make test-slow   those that guard published results
+# make lint        what CI checks besides      make format      repair what can be repaired
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/demo
+RECIPE ?= tiny/depth
+DEMO_STEPS ?=    # fewer updates than the recipe's, for a first look
+
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo install test test-slow lint format clean
+
+demo: install
+	$(BIN)/jdmctl add-control $(RECIPE) --output $(RUN) \
+		$(if $(strip $(DEMO_STEPS)),--set training.num_steps=$(strip $(DEMO_STEPS)))
+	$(BIN)/jdmctl sample $(RUN) --output $(RUN)/samples
+	@echo
+	@echo "what it drew:        $(RUN)/samples/grid.png"
+	@echo "how it learned it:   $(RUN)/previews"
+	@echo "the control branch:  $(RUN)/controlnet"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+test: install
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

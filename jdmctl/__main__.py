@@ -1,0 +1,5 @@
+"""python -m jdmctl"""
+
+from jdmctl.cli.app import main
+
+main()

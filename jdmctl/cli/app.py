@@ -1,0 +1,41 @@
+"""The command line: names and their order. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from jdmctl.cli import add_control, controls, doctor, recipes
+from jdmctl.errors import JdmError
+
+app = typer.Typer(
+    name="jdmctl",
+    help="Teach a one-step image generator a control that its teacher never knew (Joint Distribution Matching).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("add-control")(add_control.add_control)
+app.command("controls")(controls.controls)
+app.add_typer(recipes.app, name="recipes")
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command; a user's mistake becomes one sentence and a hint, a bug keeps its traceback."""
+    try:
+        app()
+    except JdmError as error:
+        if os.environ.get("JDMCTL_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("error: interrupted before anything was saved", file=sys.stderr)
+        sys.exit(130)

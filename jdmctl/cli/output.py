@@ -1,0 +1,138 @@
+"""The one place that prints. Results go to stdout; progress, notes and hints go to stderr.
+
+Human output is for people at a terminal; `--json` writes one JSON object a line; `--quiet` leaves only results.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+Mode = Literal["human", "json", "quiet"]
+
+
+def mode(as_json: bool = False, quiet: bool = False) -> Mode:
+    return "json" if as_json else "quiet" if quiet else "human"
+
+
+class Output:
+    """`with Output(mode) as out:` closes a live progress bar whatever happens."""
+
+    def __init__(self, mode: Mode = "human"):
+        self.mode = mode
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._adherence = ""
+
+    def __enter__(self) -> Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def result(self, record: Mapping[str, Any], text: str) -> None:
+        """What the command was asked for: `text` for people, `record` under --json."""
+        self._close()
+        print(json.dumps(record) if self.mode == "json" else text, flush=True)
+
+    def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Rows as aligned columns, or a JSON object each."""
+        if self.mode == "json":
+            for row in rows:
+                print(json.dumps(row))
+            return
+        cells = [[column.replace("_", " ") for column in columns]]
+        cells += [[str(row[column]) for column in columns] for row in rows]
+        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+        for line in cells if self.mode == "human" else cells[1:]:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+    def note(self, text: str) -> None:
+        """Something worth knowing on the way."""
+        if self.mode == "human":
+            self._stderr(text)
+
+    def warning(self, text: str) -> None:
+        self._stderr(f"warning: {text}")
+
+    def event(self, record: Mapping[str, Any]) -> None:
+        """One record of a running training; see `jdmctl.training.plan.Observer`."""
+        if self.mode == "json":
+            print(json.dumps(record), flush=True)
+        elif self.mode == "human":
+            if record["event"] == "validation":
+                self._adherence = _adherence(record)
+            if sys.stderr.isatty():
+                self._draw(record)
+            else:
+                self._stderr(_line(record))
+
+    def _stderr(self, text: str) -> None:
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _draw(self, record: Mapping[str, Any]) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        if not self._progress:
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}", markup=False),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+        stage = record["stage"]
+        if record["event"] == "validation":
+            return self._stderr(_line(record))
+        if stage not in self._tasks:
+            for done in self._tasks.values():
+                self._progress.stop_task(done)
+            self._tasks[stage] = self._progress.add_task(stage, total=record["num_steps"], numbers="")
+        numbers = f"{_numbers(record)}{self._adherence and f' | {self._adherence}'}"
+        self._progress.update(self._tasks[stage], completed=record["step"], numbers=numbers)
+
+    def _close(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress, self._tasks = None, {}
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    """A record as one plain line."""
+    if record["event"] == "validation":
+        return f"{record['stage']} {record['step']}: {_adherence(record)}"
+    return f"{record['stage']} {record['step']}/{record['num_steps']}: {_numbers(record)}"
+
+
+def _numbers(record: Mapping[str, Any]) -> str:
+    """Gradient norms and energies by control, the fake score's loss, speed and time left."""
+    parts = []
+    for key, value in record.items():
+        if key.endswith("_update_norm"):
+            continue
+        name, _, kind = key.rpartition("_")
+        if kind == "norm":
+            energy = record.get(f"{name}_energy")
+            parts.append(f"{name} {value:.3g}" + (f" (energy {energy:.4g})" if energy is not None else ""))
+        elif kind == "loss":
+            parts.append(f"{name.replace('_', ' ')} loss {value:.4g}")
+    minutes, seconds = divmod(int(record["seconds_left"]), 60)
+    parts += [f"{record['samples_per_second']:.1f} samples/s", f"{minutes}:{seconds:02d} left"]
+    return ", ".join(parts)
+
+
+def _adherence(record: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.4f}" for name, value in record["adherence"].items())

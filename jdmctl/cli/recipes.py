@@ -1,0 +1,78 @@
+"""`jdmctl recipes`: the recipes that come with jdmctl, and checking one's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jdmctl.cli.options import JsonOption, SetOption
+from jdmctl.cli.output import Output, mode
+from jdmctl.errors import JdmError
+
+app = typer.Typer(
+    help="List, show, copy and validate recipes.", no_args_is_help=True, rich_markup_mode=None
+)
+NameArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name such as tiny/canny, or a file.")]
+
+
+@app.command("ls")
+def ls(as_json: JsonOption = False) -> None:
+    """List the recipes that come with jdmctl."""
+    from jdmctl.recipe_files import packaged_recipes, title
+
+    rows = [{"name": name, "title": title(path)} for name, path in packaged_recipes().items()]
+    Output(mode(as_json)).table(rows, ["name", "title"])
+
+
+@app.command("show")
+def show(
+    recipe: NameArgument,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Fill in every default.")] = False,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Print a recipe."""
+    from jdmctl.recipe_files import find_recipe, load_recipe, to_yaml
+
+    if resolved or overrides:
+        text = to_yaml(load_recipe(recipe, overrides))
+    else:
+        text = find_recipe(recipe).read_text(encoding="utf-8")
+    print(text, end="")
+
+
+@app.command("copy")
+def copy(
+    recipe: NameArgument,
+    target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path(),
+) -> None:
+    """Copy a recipe, to make it yours."""
+    from jdmctl.recipe_files import find_recipe
+
+    source = find_recipe(recipe)
+    if target.is_dir():
+        target /= source.name
+    if target.exists():
+        raise JdmError(f"{target} is already there", hint="give another file name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    out = Output()
+    out.result({"copied": str(target)}, str(target))
+    out.note(f"edit it, then: jdmctl add-control {target}")
+
+
+@app.command("validate")
+def validate(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Names or files.")],
+    as_json: JsonOption = False,
+    overrides: SetOption = [],  # noqa: B006
+) -> None:
+    """Check recipes without running them; all problems of a recipe are told at once."""
+    from jdmctl.recipe_files import load_recipe
+
+    out = Output(mode(as_json))
+    for name in recipes:
+        load_recipe(name, overrides)
+        out.result({"recipe": name, "valid": True}, f"{name} is valid")

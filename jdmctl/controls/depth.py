@@ -1,0 +1,124 @@
+"""Depth, by any monocular depth network of transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from jdmctl._compat import ensure_torchvision
+from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.objectives.energy import l1, l2
+from jdmctl.weights import require_safetensors
+
+
+class Depth:
+    """Relative inverse depth, near = 1, as one network sees it; another one scores.
+
+    `network` and `scorer` are folders or hub names that AutoModelForDepthEstimation can load.
+    `normalise` is "none" for networks that predict values in [0, 1], "per_image" for networks such
+    as DPT and Depth Anything, whose prediction has no scale: (d - min d) / (max d - min d).
+    Without a `scorer` the network of the energy also scores, which flatters the result.
+    """
+
+    name = "depth"
+    gradient = "network"
+    description = "relative inverse depth, near is bright"
+    headline = "l1"
+    higher_is_better = False
+
+    def __init__(
+        self,
+        network: str,
+        scorer: str | None = None,
+        normalise: Literal["none", "per_image"] = "none",
+    ) -> None:
+        if normalise not in ("none", "per_image"):
+            raise BadInputError(
+                f"depth: normalise is '{normalise}'", hint="choose 'none' or 'per_image'"
+            )
+        self._per_image = normalise == "per_image"
+        self.network = DepthNetwork(network)
+        self.scorer = DepthNetwork(scorer) if scorer else self.network
+
+    @torch.no_grad()
+    def condition(self, image: Tensor) -> Tensor:
+        return self._depth(self.network, image).clamp(0, 1).repeat(1, 3, 1, 1)  # [B, 3, H, W]
+
+    def energy(self, image: Tensor, condition: Tensor) -> Tensor:
+        """Mean |h(image) - condition|, [B]: Laplace noise on depth."""
+        return l1(self._depth(self.network, image), condition[:, :1])
+
+    @torch.no_grad()
+    def scores(self, image: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        depth = self._depth(self.scorer, image.clamp(0, 1))
+        return {"l1": l1(depth, condition[:, :1]), "rmse": l2(depth, condition[:, :1]).sqrt()}
+
+    def to(self, device: Any) -> Self:
+        self.network.to(device)
+        self.scorer.to(device)
+        return self
+
+    def _depth(self, network: DepthNetwork, image: Tensor) -> Tensor:
+        depth = network(image)  # [B, 1, H, W]
+        if not self._per_image:
+            return depth
+        low, high = depth.amin((2, 3), keepdim=True), depth.amax((2, 3), keepdim=True)
+        return (depth - low) / (high - low).clamp(min=1e-6)
+
+
+class DepthNetwork(nn.Module):
+    """A frozen depth network with its own preprocessing done in torch, so that it has a gradient."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.model = _load(source)
+        settings = _preprocessing(source)
+        mean, std = settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        size = settings.get("size") or {}
+        self.input_size = (size["height"], size["width"]) if "height" in size else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] -> what the network predicts, [B, 1, H, W]."""
+        pixels = (image - self.mean) / self.std
+        if self.input_size:
+            pixels = _resize(pixels, self.input_size)
+        depth = self.model(pixel_values=pixels).predicted_depth
+        return _resize(depth[:, None], image.shape[-2:])
+
+
+def _resize(image: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    if image.shape[-2:] == tuple(size):
+        return image
+    return functional.interpolate(image, size, mode="bilinear", antialias=True)
+
+
+def _load(source: str) -> nn.Module:
+    ensure_torchvision()
+    from transformers import AutoModelForDepthEstimation
+
+    if Path(source).exists():
+        require_safetensors(source)
+    try:
+        model = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True)
+    except (OSError, ValueError) as problem:
+        raise MissingWeightsError(
+            f"cannot load a depth network from {source}: {str(problem).splitlines()[0]}",
+            hint="give the folder or hub name of an AutoModelForDepthEstimation",
+        ) from problem
+    return model.eval().requires_grad_(False)
+
+
+def _preprocessing(source: str) -> dict[str, Any]:
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
+    )
+    return json.loads(Path(path).read_text()) if path else {}

@@ -1,0 +1,50 @@
+"""A folder of ready-made condition pictures with captions; no photograph is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from jdmctl.data.imagefolder import find_metadata
+from jdmctl.data.metadata import Row, first_problem, problem_of_file, problem_of_text, read_rows
+from jdmctl.data.pictures import read_image
+
+
+class ConditionFolder:
+    """`metadata.jsonl` with {"text": ..., "conditioning_image": "a.png"} a line, as diffusers has it.
+
+    With several controls there is one column for each, such as `conditioning_image_canny`; the
+    short name serves where there is only one.
+    """
+
+    def __init__(self, path: str | Path, controls: Sequence[str], resolution_px: int) -> None:
+        folder = Path(path)
+        single = len(controls) == 1
+
+        def column(row: Row, control: str) -> str:
+            full = f"conditioning_image_{control}"
+            return "conditioning_image" if single and full not in row else full
+
+        def problem_of(row: Row) -> str:
+            files = (problem_of_file(row, column(row, control), folder) for control in controls)
+            return first_problem((*files, problem_of_text(row)))
+
+        rows = read_rows(find_metadata(folder), problem_of)
+        self._resolution_px = resolution_px
+        self._texts = [row["text"] for row in rows]
+        self._files = [
+            {control: folder / row[column(row, control)] for control in controls} for row in rows
+        ]
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def text(self, index: int) -> str:
+        return self._texts[index]
+
+    def conditions(self, index: int) -> dict[str, Tensor]:
+        """Control -> condition [3, H, W] in [0, 1]."""
+        files = self._files[index].items()
+        return {control: read_image(file, self._resolution_px) for control, file in files}

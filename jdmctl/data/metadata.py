@@ -1,0 +1,83 @@
+"""Lists of samples as files: JSON lines, every row checked, every problem told at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from jdmctl.errors import BadInputError
+
+_SHOWN = 20
+
+Row = dict[str, Any]
+
+
+def read_rows(path: Path, problem_of: Callable[[Row], str]) -> list[Row]:
+    """The rows of a .jsonl file; `problem_of(row)` says what is wrong with one, "" for nothing.
+
+    Raises:
+        BadInputError: with up to 20 of the problems, by line, and their number.
+    """
+    rows: list[Row] = []
+    problems: list[str] = []
+    for number, line in _numbered_lines(path):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as reason:
+            problems.append(f"line {number}: not valid json ({reason.msg} at column {reason.colno})")
+            continue
+        problem = problem_of(row) if isinstance(row, dict) else "not an object {...}"
+        if problem:
+            problems.append(f"line {number}: {problem}")
+        else:
+            rows.append(row)
+    if problems:
+        raise BadInputError(_summary(path, problems), hint="repair these lines or leave them out")
+    if not rows:
+        raise BadInputError(f"{path} has no rows", hint='write one {"text": "..."} a line')
+    return rows
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank, without the spaces around them."""
+    return [line.strip() for _, line in _numbered_lines(path)]
+
+
+def problem_of_text(row: Row) -> str:
+    """What is wrong with a row's caption."""
+    if "text" not in row:
+        return 'no "text"'
+    return "" if isinstance(row["text"], str) else f'"text" is {row["text"]!r}, not a string'
+
+
+def problem_of_file(row: Row, column: str, folder: Path) -> str:
+    """What is wrong with a row's path, which is relative to the folder."""
+    if column not in row:
+        return f'no "{column}"'
+    if not isinstance(row[column], str):
+        return f'"{column}" is {row[column]!r}, not a string'
+    return "" if (folder / row[column]).is_file() else f'"{column}": no file {folder / row[column]}'
+
+
+def first_problem(problems: Iterable[str]) -> str:
+    return next(filter(None, problems), "")
+
+
+def _numbered_lines(path: Path) -> Iterable[tuple[int, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as reason:
+        raise BadInputError(f"no file {path}", hint="check the path") from reason
+    except UnicodeDecodeError as reason:
+        raise BadInputError(f"{path} is not UTF-8 text: {reason}", hint="save it as UTF-8") from reason
+    numbered = enumerate(text.split("\n"), start=1)  # not splitlines: a caption may hold U+2028
+    return [(number, line) for number, line in numbered if line.strip()]
+
+
+def _summary(path: Path, problems: list[str]) -> str:
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+    shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
+    rest = len(problems) - _SHOWN
+    return f"{path} has {count}:{shown}" + (f"\n  and {rest} more" if rest > 0 else "")

@@ -1,0 +1,58 @@
+"""How far the distribution of some pictures is from that of others, in a network's features."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+FeatureExtractor = Callable[[Tensor], Tensor]  # images [B, 3, H, W] in [0, 1] -> [B, D]
+
+
+@torch.no_grad()
+def features(extractor: FeatureExtractor, images: Tensor, batch_size: int = 64) -> Tensor:
+    """float64 [N, D] features of images [N, 3, H, W] in [0, 1]."""
+    return torch.cat([extractor(part).double() for part in images.split(batch_size)])
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features [N, D] and [M, D].
+
+    The squared Wasserstein-2 distance between the Gaussians of equal mean and covariance (Dowson
+    and Landau 1982; FID: Heusel et al. 2017, arXiv:1706.08500). With S = R^T R the trace of the
+    root is the sum of the singular values of R_a R_b^T, so that no covariance is formed and no
+    matrix root is taken: exact also when N < D. It is biased upwards for small N: compare only
+    numbers made with the same N and M.
+    """
+    mean_a, root_a = _moments(a)
+    mean_b, root_b = _moments(b)
+    shift = (mean_a - mean_b).square().sum()
+    overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
+    return (shift + root_a.square().sum() + root_b.square().sum() - 2 * overlap).item()
+
+
+def _moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [D] and an upper triangular R with R^T R the unbiased covariance."""
+    samples = samples.double()
+    mean = samples.mean(0)
+    centered = (samples - mean) / (len(samples) - 1) ** 0.5
+    return mean, torch.linalg.qr(centered, mode="r").R
+
+
+def kernel_distance(a: Tensor, b: Tensor) -> float:
+    """Squared maximum mean discrepancy of features [N, D], [M, D], kernel (x.y / D + 1)^3.
+
+    KID (Binkowski et al. 2018, arXiv:1801.01401), the unbiased estimate over all pairs: its mean
+    is 0 where the distributions are equal, whatever N, so single values may be negative.
+    """
+    a, b = a.double(), b.double()
+    return (_mean_of_pairs(a) + _mean_of_pairs(b) - 2 * _kernel(a, b).mean()).item()
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3  # [N, M]
+
+
+def _mean_of_pairs(samples: Tensor) -> Tensor:
+    """Mean kernel of two different samples."""
+    kernel, n = _kernel(samples, samples), len(samples)
+    return (kernel.sum() - kernel.trace()) / (n * (n - 1))

@@ -1,0 +1,121 @@
+"""Published numbers: rows in docs/results/NAME.json, and the tables that show them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from jdmctl.errors import BadInputError, JdmError
+from jdmctl.evaluation.bootstrap import Estimate
+from jdmctl.training.atomic import write_text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number: what was measured, on what, how surely, and the command that gives it again."""
+
+    world: str
+    control: str
+    method: str
+    passes: int  # backbone passes per picture, guidance counted
+    metric: str
+    value: float
+    low: float
+    high: float
+    seeds: list[int]
+    n: int
+    command: str
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str]:
+        """What a row is about; rows with equal keys replace one another."""
+        return self.world, self.control, self.method, self.passes, self.metric
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.value, self.low, self.high, self.n)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of a results file, [] if there is none yet.
+
+    Raises:
+        BadInputError: it is not a list of rows, or an interval does not hold its value.
+    """
+    if not path.exists():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInputError(f"{path} is not valid json: {error}", _REMAKE) from error
+    if not isinstance(entries, list):
+        raise BadInputError(f"{path} holds a {type(entries).__name__}, not a list of rows", _REMAKE)
+    return [_row(entry, f"{path}, row {number}") for number, entry in enumerate(entries, start=1)]
+
+
+def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
+    """Old rows in their order, replaced by new ones of the same key; then what is only new."""
+    return list(({row.key: row for row in old} | {row.key: row for row in new}).values())
+
+
+def write(path: Path, rows: Iterable[Row]) -> None:
+    """Replace a results file by these rows, one a line.
+
+    Raises:
+        BadInputError: an interval does not hold its value, or a number is not finite.
+        JdmError: the disk is full or not writable.
+    """
+    checked = [asdict(_row(asdict(row), f"{path}, {row.key}")) for row in rows]
+    lines = ",\n ".join(json.dumps(entry) for entry in checked)
+    write_text(path, f"[{lines}]\n")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: a line for each (world, control, method, passes), a column for each metric."""
+    metrics = list(dict.fromkeys(row.metric for row in rows))
+    cells = {row.key: str(row.estimate) for row in rows}
+    lines = dict.fromkeys(row.key[:-1] for row in rows)
+    body = [
+        [*map(str, line), *(cells.get((*line, metric), "") for metric in metrics)] for line in lines
+    ]
+    head = ["world", "control", "method", "passes", *metrics]
+    aligned = ["---", "---", "---", *["---:"] * (len(head) - 3)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, aligned, *body])
+
+
+def fill(document: str, name: str, rows: Sequence[Row]) -> str:
+    """The document with a table of these rows between `<!-- results: NAME -->` and `<!-- end -->`.
+
+    Raises:
+        JdmError: the document has no such pair of markers.
+    """
+    start, end = f"<!-- results: {name} -->", "<!-- end -->"
+    between = re.compile(f"({re.escape(start)}\n).*?({re.escape(end)})", re.DOTALL)
+    if not between.search(document):
+        raise JdmError(
+            f"no place for the results {name!r}", hint=f"put the lines {start} and {end} there"
+        )
+    filled = f"{table(rows)}\n"
+    return between.sub(lambda found: found[1] + filled + found[2], document, count=1)
+
+
+_REMAKE = "delete the file and run the commands of its rows again"
+_TYPES = {"str": str, "int": int, "float": (int, float), "list[int]": list}
+
+
+def _row(entry: Any, where: str) -> Row:
+    expected = {field.name: str(field.type) for field in fields(Row)}
+    if not isinstance(entry, dict) or set(entry) != set(expected):
+        raise BadInputError(f"{where}: needs exactly the keys {', '.join(expected)}", _REMAKE)
+    for name, kind in expected.items():
+        if not isinstance(entry[name], _TYPES[kind]):  # type: ignore[arg-type]
+            raise BadInputError(f"{where}: {name} must be {kind}, got {entry[name]!r}", _REMAKE)
+    row = Row(**entry)
+    if not row.low <= row.value <= row.high:  # also false where one of them is nan
+        interval = f"[{row.low}, {row.high}]"
+        raise BadInputError(f"{where}: value {row.value} is outside of {interval}", _REMAKE)
+    return row

@@ -1,0 +1,1 @@
+FAMILIES = {"stable_diffusion": "jdmctl.families.stable_diffusion:StableDiffusion"}

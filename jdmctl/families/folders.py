@@ -1,0 +1,67 @@
+"""Diffusers/transformers folders, checked before anything is loaded from them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.weights import require_safetensors
+
+
+def read_config(folder: str | Path, subfolder: str | None, filename: str) -> dict[str, Any]:
+    """A json file of a local folder or of a hub repository.
+
+    Raises:
+        MissingWeightsError: it is not there.
+    """
+    if Path(folder).exists():
+        path = Path(folder, subfolder or "", filename)
+    else:
+        try:
+            path = Path(hf_hub_download(str(folder), filename, subfolder=subfolder))
+        except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as reason:
+            raise MissingWeightsError(
+                f"no folder {folder}, and no such model can be had from the hub",
+                hint="check the path, or download the model first (hf download NAME)",
+            ) from reason
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as reason:
+        raise MissingWeightsError(
+            f"{path} is missing", hint="a model folder is what diffusers' save_pretrained writes"
+        ) from reason
+    except (json.JSONDecodeError, UnicodeDecodeError) as reason:
+        raise BadInputError(f"{path} is not valid json: {reason}", hint="copy or download the folder again") from reason
+
+
+def require_pipeline(folder: str | Path, role: str, accepted: tuple[str, ...]) -> None:
+    """Raises BadInputError if `folder` holds another kind of pipeline than those accepted."""
+    found = read_config(folder, None, "model_index.json").get("_class_name")
+    if found not in accepted:
+        raise BadInputError(
+            f"{role} {folder} is a {found}, this family takes {' or '.join(accepted)}",
+            hint="choose the family that fits it (model.family), or another folder",
+        )
+
+
+def load_component(model_class: Any, folder: str | Path, subfolder: str | None) -> Any:
+    """`model_class.from_pretrained`, safetensors only, in float32.
+
+    Raises:
+        MissingWeightsError: weights are missing, damaged, or only there as a pickle.
+    """
+    where = Path(folder, subfolder or "")
+    if where.exists():
+        require_safetensors(where)
+    try:
+        options = {"subfolder": subfolder} if subfolder else {}
+        return model_class.from_pretrained(folder, use_safetensors=True, **options).float()
+    except (OSError, ValueError) as reason:
+        raise MissingWeightsError(
+            f"cannot load {model_class.__name__} from {where}: {reason}", hint="is it a folder of that class?"
+        ) from reason

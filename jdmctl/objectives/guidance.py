@@ -1,0 +1,31 @@
+"""Classifier-free guidance, as a denoiser around a denoiser."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from jdmctl.types import Controls, Denoiser, Prompt
+
+
+@dataclass(frozen=True)
+class Guided:
+    """x0(empty) + scale (x0(prompt) - x0(empty))  (Ho and Salimans 2022, arXiv:2207.12598).
+
+    Guidance is linear in epsilon, v and x0 alike, so x0 serves every family. Controls go into
+    both calls. At scale 1 the two calls are one.
+    """
+
+    denoiser: Denoiser
+    scale: float
+    empty_prompt: Prompt | Callable[[int], Prompt]  # itself, or batch size -> itself
+
+    def __call__(
+        self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None
+    ) -> Tensor:
+        x0 = self.denoiser(x_t, t, prompt, controls)
+        if self.scale == 1:
+            return x0
+        empty = self.empty_prompt(len(x_t)) if callable(self.empty_prompt) else self.empty_prompt
+        x0_empty = self.denoiser(x_t, t, empty, controls)
+        return x0_empty + self.scale * (x0 - x0_empty)

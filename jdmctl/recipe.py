@@ -1,0 +1,133 @@
+"""What a recipe may say: the schema. Reading and writing recipe files is in recipe_files; objects are made in build.
+
+A recipe is a YAML file of plain values: short names and paths, never import paths, code or other files. Where a path is
+expected, `tiny/...` means a folder of the embedded world and `tiny` its folder for that role.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from jdmctl.controls import CONTROLS
+from jdmctl.families import FAMILIES
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+def control_names() -> list[str]:
+    """The built-in controls and those that other packages register, without importing any of them."""
+    return sorted({*CONTROLS, *(point.name for point in entry_points(group="jdmctl.controls"))})
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Section):
+    """The frozen teacher and the one-step student."""
+
+    family: Literal[tuple(FAMILIES)] = "stable_diffusion"  # type: ignore[valid-type]
+    teacher: str = Field(description="diffusers pipeline: a folder, a hub name, or tiny")
+    student: str = Field(description="one-step pipeline made from that teacher: likewise")
+    student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
+
+
+class Control(Section):
+    name: str
+    ratio: NonNegativeFloat = Field(1.0, description="|lambda grad energy| / |grad fidelity| once calibrated")
+    init: str = Field("student", description="the branch starts as student, dsm, or a ControlNet")
+    ramp_steps: Count = Field(
+        default_factory=lambda given: 50 if given.get("init") == "student" else 0,
+        description="steps over which lambda grows from 0; only a branch that starts blind needs it",
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="of the control itself")
+
+    @model_validator(mode="after")
+    def _exists(self) -> Self:
+        if self.name not in control_names():
+            raise ValueError(f"no control named '{self.name}'; there are {', '.join(control_names())}")
+        return self
+
+
+class Objective(Section):
+    form: Literal["marginal", "conditional"] = Field("marginal", description="does the fake score see the condition")
+    weight: Literal["normalized", "kl"] = "normalized"
+    guidance_scale: PositiveFloat = Field(1.0, description="the teacher's classifier-free guidance")
+    energy_at: Literal["clean", "denoised"] = "clean"
+    balance: Literal["calibrated", "continuous"] = Field(
+        "calibrated", description="freeze each lambda after warm-up, or keep the ratio of norms (a heuristic)"
+    )
+    min_time: Fraction = 0.02
+    max_time: Fraction = 0.98
+
+
+class FakeScore(Section):
+    trainable: Literal["lora", "full"] = "lora"
+    rank: PositiveInt = 16
+    updates: PositiveInt = Field(2, description="for each update of the student")
+    learning_rate: PositiveFloat = 3e-4
+    warmup_min_steps: Count = 60
+    warmup_max_steps: Count = 200
+
+
+class Training(Section):
+    num_steps: PositiveInt = Field(description="updates of the student")
+    batch_size: PositiveInt = Field(24, description="samples of one update, over all processes")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="pieces that the batch is cut into, for memory")
+    learning_rate: PositiveFloat = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.0, 0.95)
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    ema_decay: Fraction = 0.99
+    precision: Literal["fp32", "bf16"] = "fp32"
+    student_lora_rank: Count = Field(0, description="also adapt the student's backbone; 0 keeps it frozen")
+    dsm_warmup_steps: Count = Field(0, description="denoising score matching of branches with init: dsm")
+    log_every_steps: PositiveInt = 10
+    preview_every_steps: PositiveInt = 50
+    validate_every_steps: PositiveInt = 50
+    save_every_steps: PositiveInt = 100
+
+
+class Data(Section):
+    source: Literal["tiny", "images", "conditions", "prompts"]
+    path: str = Field("", description="of the images, condition maps or text file; tiny needs none")
+    num_samples: Count = Field(0, description="use the first so many; 0 means all there are")
+    prompt_dropout: Fraction = Field(0.1, description="share of prompts that are emptied")
+    num_validation_samples: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _has_path(self) -> Self:
+        if self.source != "tiny" and not self.path:
+            raise ValueError(f"source '{self.source}' needs data.path")
+        return self
+
+
+class Recipe(Section):
+    """One run of `jdmctl add-control`, completely."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    seed: Count = 0
+    model: Model
+    controls: tuple[Control, ...] = Field(min_length=1)
+    objective: Objective = Objective()
+    fake_score: FakeScore = FakeScore()
+    training: Training
+    data: Data
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [control.name for control in self.controls]
+        if len(names) != len(set(names)):
+            raise ValueError("controls: the same control is named twice")
+        pieces = self.training.gradient_accumulation_steps
+        if self.training.batch_size % pieces:
+            raise ValueError(f"training.batch_size {self.training.batch_size} is not a multiple of "
+                             f"gradient_accumulation_steps {pieces}")
+        wants_dsm = any(control.init == "dsm" for control in self.controls)
+        if wants_dsm != (self.training.dsm_warmup_steps > 0):
+            raise ValueError("init: dsm and training.dsm_warmup_steps > 0 go together")
+        return self

@@ -1,0 +1,199 @@
+"""Recipe files: finding, reading, overriding and writing them. Every problem of a recipe is told in one message."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from jdmctl.errors import RecipeError
+from jdmctl.recipe import Control, Data, FakeScore, Model, Objective, Recipe, Training
+
+_SECTIONS = {
+    "model": Model,
+    "controls": Control,
+    "objective": Objective,
+    "fake_score": FakeScore,
+    "training": Training,
+    "data": Data,
+}
+
+
+def packaged_folder() -> Path:
+    """The recipes that come with jdmctl: beside the code in a wheel, beside the package in a checkout."""
+    package = Path(str(files("jdmctl")))
+    inside = package / "recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Name (tiny/canny) -> file."""
+    folder = packaged_folder()
+    return {p.relative_to(folder).with_suffix("").as_posix(): p for p in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file behind a packaged recipe's name, a path, or a run folder. Raises RecipeError."""
+    packaged, path = packaged_recipes(), Path(name)
+    if name in packaged:
+        return packaged[name]
+    if (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if path.is_file():
+        return path
+    close = difflib.get_close_matches(name, packaged, n=1, cutoff=0.4)
+    raise RecipeError(
+        f"no recipe named {name}, and no such file or run folder" + _did_you_mean(close),
+        hint="jdmctl recipes ls   shows those that come with jdmctl",
+    )
+
+
+def title(path: Path) -> str:
+    """The first line of a recipe's header comment."""
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.lstrip("# ").rstrip(".") if first.startswith("#") else ""
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by packaged name, path or run folder; `overrides` are texts such as training.num_steps=20.
+
+    Raises RecipeError with all that is wrong with it.
+    """
+    path = find_recipe(str(name))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}", hint="a recipe is a YAML text file") from error
+    return parse_recipe(_read_yaml(text, str(path)), overrides, source=str(path))
+
+
+def parse_recipe(values: Any, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Check plain values as a recipe. Raises RecipeError."""
+    if not isinstance(values, dict):
+        raise RecipeError(
+            f"{source} is not a recipe: expected key: value lines, found {type(values).__name__}",
+            hint="jdmctl recipes show tiny/canny   shows one",
+        )
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        problems = [_explain(details) for details in error.errors()]
+        raise RecipeError(
+            "\n  ".join([f"{source} has {len(problems)} problem{'s' * (len(problems) > 1)}:", *problems]),
+            hint="jdmctl recipes show tiny/canny   shows a whole recipe",
+        ) from error
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe, all defaults filled in; `load_recipe` reads it back to an equal one."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain values: `no` and `1:30` stay text, 1e-5 is a number; repeated keys are refused."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"key {key!r} is not text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+for _tag, _pattern, _first in (
+    ("null", r"~|null|", ["~", "n", ""]),
+    ("bool", r"true|True|false|False", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise RecipeError(f"{source}{where}: {error.problem}", hint="correct that line") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{source} is not YAML: {error}", hint="a recipe is a YAML text file") from error
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    """Set one value by its path; a control is addressed by name or number: controls.canny.ratio=2."""
+    path, equals, value = text.partition("=")
+    if not (path and equals):
+        raise RecipeError(f"--set {text}: expected key=value", hint="for example --set training.num_steps=20")
+    *parents, last = path.strip().split(".")
+    here: Any = values
+    for key in parents:
+        here = here.setdefault(key, {}) if isinstance(here, dict) else _element(here, key, text)
+    parsed = _read_yaml(value, f"--set {text}")
+    if not isinstance(here, dict):
+        raise RecipeError(f"--set {text}: {'.'.join(parents)} has no keys", hint="jdmctl recipes show NAME")
+    here[last] = parsed
+
+
+def _element(items: Any, key: str, text: str) -> Any:
+    if isinstance(items, list):
+        for index, item in enumerate(items):
+            if key == str(index) or (isinstance(item, Mapping) and item.get("name") == key):
+                return item
+    raise RecipeError(f"--set {text}: there is no '{key}' to set something of", hint="jdmctl recipes show NAME")
+
+
+def _explain(error: ErrorDetails) -> str:
+    """One line: where, what is wrong, what was found."""
+    path = error["loc"]
+    where = ".".join(str(part) for part in path)
+    found = error["input"]
+    match error["type"]:
+        case "missing":
+            return f"{where}: required, not given"
+        case "extra_forbidden":
+            return f"{where}: unknown key{_suggest_key(path)}"
+        case "value_error":
+            message = error["msg"].removeprefix("Value error, ")
+            return f"{where}: {message}" if where else message
+        case "literal_error":
+            allowed = re.findall(r"'([^']+)'", error["msg"])
+            close = difflib.get_close_matches(str(found), allowed, n=1)
+            return f"{where}: must be {' or '.join(allowed)}, got {_show(found)}{_did_you_mean(close)}"
+    message = error["msg"][0].lower() + error["msg"][1:]
+    return f"{where}: {message}, got {_show(found)}"
+
+
+def _suggest_key(path: tuple[int | str, ...]) -> str:
+    key = str(path[-1])
+    known: Iterable[str] = (Recipe if len(path) == 1 else _SECTIONS[str(path[0])]).model_fields
+    close = difflib.get_close_matches(key, known, n=1)
+    elsewhere = [f"{name}.{key}" for name, section in _SECTIONS.items() if key in section.model_fields]
+    return _did_you_mean(close or elsewhere)
+
+
+def _did_you_mean(close: Sequence[str]) -> str:
+    return f", did you mean '{close[0]}'?" if close else ""
+
+
+def _show(found: Any) -> str:
+    if isinstance(found, bool):
+        return f"{str(found).lower()} (put it in quotes if text is meant)"
+    text = repr(found)
+    return text if len(text) <= 60 else text[:57] + "..."

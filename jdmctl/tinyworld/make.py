@@ -1,0 +1,80 @@
+"""Builds a whole world from its pictures: stages in order, each done once, all resumable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from jdmctl.controls.base import load_control
+from jdmctl.tinyworld.source import Pictures
+from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student
+from jdmctl.tinyworld.workshop import Workshop
+
+REPORT_FILE = "report.json"
+
+
+def _canny_controlnet(shop: Workshop) -> None:
+    diffusion.build_controlnet(shop, load_control("canny"))
+
+
+def _depth_controlnet(shop: Workshop) -> None:
+    if (shop.output / "depth").exists():
+        diffusion.build_controlnet(shop, load_control("depth", network=str(shop.output / "depth")))
+
+
+STAGES: dict[str, Callable[[Workshop], None]] = {
+    "vae": autoencoder.build,
+    "scorers": scorers.build,
+    "teacher": diffusion.build_teacher,
+    "student": student.build,
+    "controlnet_canny": _canny_controlnet,
+    "controlnet_depth": _depth_controlnet,
+    "report": report.build,
+}
+
+
+def build_world(
+    pictures: Callable[[str], Pictures],
+    output: Path,
+    budget: float = 1.0,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> dict[str, float]:
+    """Build every stage that is not yet there; returns the report's numbers.
+
+    A killed build goes on where it was. `budget` scales every stage's number of steps. The result is a folder of
+    ordinary diffusers and transformers folders in fp16, and its report.
+    """
+    scratch = output.with_name(output.name + "-unfinished")
+    shop = Workshop(pictures, scratch / "folders", scratch / "states", budget, seed, say)
+    numbers_file = scratch / REPORT_FILE
+    if numbers_file.exists():
+        shop.report.update(json.loads(numbers_file.read_text()))
+    for name, build in STAGES.items():
+        done = scratch / f"{name}.done"
+        if done.exists():
+            say(f"{name}: done before")
+            continue
+        build(shop)
+        numbers_file.write_text(json.dumps(shop.report, indent=1))
+        done.touch()
+    pack(shop.output, output)
+    (output / REPORT_FILE).write_text(json.dumps(shop.report, indent=1) + "\n")
+    return shop.report
+
+
+def pack(source: Path, target: Path) -> None:
+    """Copy finished folders, their weights in half precision; `target` appears whole or not at all."""
+    partial = target.with_name(target.name + "-partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(partial / "vae")  # both pipelines hold it
+    for file in partial.rglob("*.safetensors"):
+        half = {name: value.half() if value.is_floating_point() else value for name, value in load_file(file).items()}
+        save_file(half, file, metadata={"format": "pt"})
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)

@@ -1,0 +1,75 @@
+"""Folders and files that appear whole or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from jdmctl.errors import JdmError
+
+_MARK = ".partial"
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Write into the folder that is yielded; it takes `folder`'s place only once everything is on the disk.
+
+    Raises JdmError if the disk is full or not writable; nothing is left behind then, and what was there stays.
+    """
+    partial = folder.with_name(f".{folder.name}{_MARK}")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            _to_disk(path)
+        _to_disk(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        _to_disk(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise _could_not_write(folder, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a small file at once. Raises JdmError as `whole_folder` does."""
+    partial = file.with_name(f".{file.name}{_MARK}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        _to_disk(partial)
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _could_not_write(file, error) from error
+
+
+def remove_partial(folder: Path) -> None:
+    """Clear what a killed process left half-written in `folder`."""
+    for path in folder.glob(f".*{_MARK}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _could_not_write(target: Path, error: Exception) -> JdmError:
+    is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    is_full = is_full or "No space left" in str(error) or "File too large" in str(error)
+    if is_full:
+        return JdmError(f"the disk is full: could not save {target}", hint="free some space, then add --resume")
+    return JdmError(f"could not save {target}: {error}", hint="check that the folder can be written to")

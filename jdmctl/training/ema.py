@@ -1,0 +1,47 @@
+"""Exponential moving average of trained parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class MovingAverage:
+    """mean <- decay * mean + (1 - decay) * parameter, after every update.
+
+    The decay starts small, min(decay, (1 + n) / (10 + n)) at update n, so that a short run's average is not its start.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
+        self.parameters = tuple(parameters)
+        self.decay = decay
+        self.num_updates = 0
+        self.values = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if not self.parameters:
+            return
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.values, list(self.parameters), 1 - decay)
+        self.num_updates += 1
+
+    @torch.no_grad()
+    def copy_to_parameters(self) -> None:
+        for parameter, value in zip(self.parameters, self.values, strict=True):
+            parameter.copy_(value)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The parameters hold their averages inside the block and their own values again after it."""
+        own: list[Tensor] = [p.detach().clone() for p in self.parameters]
+        self.copy_to_parameters()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, own, strict=True):
+                    parameter.copy_(value)

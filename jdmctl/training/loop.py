@@ -1,0 +1,201 @@
+"""The training loop: which phase runs when, and all that happens around it. It knows no method and no recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+
+from jdmctl.errors import NonFiniteLossError, RunInterrupted
+from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.interrupt import StopRequest
+from jdmctl.training.meter import Meter, Pace
+from jdmctl.training.plan import LEVEL_CHECK_STEPS, BatchSource, Observer, Settings, Stage
+from jdmctl.training.state import Stateful, TrainingState
+from jdmctl.types import Phase
+
+
+def fit(
+    stages: Sequence[Stage],
+    batches: BatchSource,
+    settings: Settings,
+    *,
+    accelerator: Accelerator,
+    checkpoints: Checkpoints,
+    observer: Observer,
+    extra: Mapping[str, Stateful] | None = None,
+    resume: bool = False,
+) -> TrainingState:
+    """Run the stages in order; with `resume`, from the latest checkpoint on, bit for bit as if never stopped.
+
+    Modules are not wrapped: parameters are broadcast at the start and gradients averaged after each backward, so a
+    step may call its networks as often as it likes. A stage hands the next one the average of what it trained; the
+    last one leaves its weights as they are and their average in the state that is returned.
+
+    Raises NonFiniteLossError, and RunInterrupted after Ctrl-C (the state is saved first).
+    """
+    phases = [phase for stage in stages for phase in stage.step.phases]
+    state = TrainingState(phases, settings.optimizers, settings.ema_decay)
+    loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
+    if resume and (path := checkpoints.latest()):
+        state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)
+    elif accelerator.num_processes > 1:
+        broadcast([p.data for phase in phases for p in phase.parameters])
+    with loop.stop:
+        for index, stage in enumerate(stages):
+            if index >= state.stage:
+                loop.run(index, stage)
+    return state
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
+    """Replace gradients by their mean over processes, all in one message."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    bucket = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+    pieces = bucket.split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
+
+
+@dataclass
+class _Loop:
+    stages: Sequence[Stage]
+    batches: BatchSource
+    settings: Settings
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    observer: Observer
+    extra: Mapping[str, Stateful]
+    state: TrainingState
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    def __post_init__(self) -> None:
+        self.meter, self.pace = Meter(self.accelerator), Pace()
+        self.unread_losses: list[Tensor] = []
+        self.logged_step = 0
+
+    def run(self, index: int, stage: Stage) -> None:
+        """One stage, from wherever the state stands in it."""
+        state = self.state
+        if index > state.stage:
+            state.enter(index, stage.averaged)
+            stage.on_start()
+            self.look(stage)
+            self.save(stage)
+        self.logged_step = state.step
+        self.pace.restart()
+        while not stage.is_over(state.step, state.losses):
+            stage.before_step(state.step)
+            for phase in stage.step.phases:
+                for _ in range(phase.repeats):
+                    loss = self.update(phase)
+            state.average.update()
+            state.step += 1
+            state.order += 1
+            if stage.until_level:
+                self.unread_losses.append(loss)
+            self.after_step(stage)
+        if index + 1 < len(self.stages):
+            state.average.copy_to_parameters()
+
+    def update(self, phase: Phase) -> Tensor:
+        """One optimiser update of one phase; returns its loss."""
+        state, pieces = self.state, self.settings.gradient_accumulation_steps
+        total = torch.zeros((), device=self.accelerator.device)
+        for piece in range(pieces):
+            batch = self.batches.batch(phase.name, state.updates[phase.name], piece)
+            with self.accelerator.autocast():
+                losses = phase.loss(batch)
+            self.accelerator.backward(losses.total / pieces)
+            self.meter.add(state.step + 1, losses.logs)
+            total += losses.total.detach() / pieces
+        average_gradients(phase.parameters, self.accelerator)
+        norm = nn.utils.clip_grad_norm_(phase.parameters, self.settings.max_grad_norm)
+        self.meter.add(state.step + 1, {f"{phase.name}_update_norm": norm})
+        optimizer = state.optimizers[phase.name]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        state.updates[phase.name] += 1
+        return total
+
+    def after_step(self, stage: Stage) -> None:
+        """Log, validate, show and save where it is due; numbers leave the device only here."""
+        settings, state = self.settings, self.state
+        if state.step % LEVEL_CHECK_STEPS == 0:
+            self.read_losses()
+        is_last, is_stopped = stage.is_over(state.step, state.losses), self.is_stopped()
+        every = {settings.log_every_steps, settings.save_every_steps}
+        every |= {settings.validate_every_steps, settings.preview_every_steps} if stage.averaged else set()
+        if not (is_last or is_stopped or any(state.step % steps == 0 for steps in every)):
+            return
+        self.log(stage)
+        is_best = self.look(stage, is_last)
+        if is_last or is_stopped or is_best or state.step % settings.save_every_steps == 0:
+            self.save(stage)
+        self.pace.restart()
+        if is_stopped:
+            run = self.checkpoints.folder.parent
+            raise RunInterrupted(
+                f"stopped after {stage.name} step {state.step} of {stage.num_steps}; everything is saved in {run}",
+                hint=f"go on with: jdmctl add-control {run} --resume",
+            )
+
+    def is_stopped(self) -> bool:
+        """Whether any process was asked to stop: they must all leave the loop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return self.stop.received
+        flag = torch.tensor(float(self.stop.received), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "max"))
+
+    def read_losses(self) -> None:
+        if self.unread_losses:
+            means = self.accelerator.reduce(torch.stack(self.unread_losses), "mean")
+            self.state.losses += means.tolist()
+            self.unread_losses = []
+
+    def log(self, stage: Stage) -> None:
+        step = self.state.step
+        values, bad_step = self.meter.read()
+        if bad_step is not None:
+            names = ", ".join(name for name, value in values.items() if not abs(value) < float("inf"))
+            raise NonFiniteLossError(
+                f"loss is not finite at {stage.name} step {bad_step} ({names}); "
+                f"last good checkpoint: {self.checkpoints.latest()}",
+                hint="lower training.learning_rate or fake_score.learning_rate, or use precision: fp32",
+            )
+        seconds = self.pace.measure(step - self.logged_step)
+        self.logged_step = step
+        record = {"event": "step", "stage": stage.name, "step": step, "num_steps": stage.num_steps} | values
+        record["samples_per_second"] = self.settings.batch_size / seconds
+        record["seconds_left"] = seconds * (stage.num_steps - step)
+        if self.accelerator.is_main_process:
+            self.observer.log(record)
+
+    def look(self, stage: Stage, is_last: bool = False) -> bool:
+        """Validate and show the averaged weights where it is due; whether they are the best so far."""
+        state, settings = self.state, self.settings
+        if not stage.averaged or not self.accelerator.is_main_process:
+            return False
+        is_best, name = False, stage.file_name(state.step)
+        with state.average.applied(), torch.no_grad():
+            if is_last or state.step % settings.validate_every_steps == 0:
+                values = dict(self.observer.validate())
+                is_best = values["score"] > state.best.get("score", float("-inf"))
+                if is_best:
+                    state.best = {"name": name} | values
+                self.observer.log({"event": "validation", "stage": stage.name, "step": state.step} | values)
+            if is_last or state.step % settings.preview_every_steps == 0:
+                self.observer.preview(name)
+        return is_best
+
+    def save(self, stage: Stage) -> None:
+        self.read_losses()
+        if self.accelerator.is_main_process:
+            name = stage.file_name(self.state.step)
+            self.state.save(self.checkpoints, name, self.extra)
+            self.checkpoints.prune(keep={name, self.state.best.get("name", name)})

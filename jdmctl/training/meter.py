@@ -1,0 +1,60 @@
+"""Means of what a loop logs, kept on the device until somebody looks: reading a number stops a GPU, adding does not."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class Meter:
+    """Sums of named scalars since the last reading, and the first step at which one was not finite."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator = accelerator
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._first_bad = torch.full((), torch.inf, device=accelerator.device)
+
+    def add(self, step: int, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+            bad = torch.where(value.isfinite(), torch.inf, float(step))
+            self._first_bad = torch.minimum(self._first_bad, bad)
+
+    def read(self) -> tuple[dict[str, float], int | None]:
+        """The means over all processes since the last reading, and the first step that was not finite, if any."""
+        names = list(self._sums)
+        rows = [self._sums[name] / self._counts[name] for name in names]
+        means = self._accelerator.reduce(torch.stack(rows), "mean") if rows else torch.empty(0)
+        first_bad = -self._accelerator.reduce(-self._first_bad, "max")
+        *values, bad = torch.cat([means, first_bad.reshape(1)]).tolist()
+        self._sums, self._counts = {}, {}
+        return dict(zip(names, values, strict=True)), None if math.isinf(bad) else int(bad)
+
+
+class Pace:
+    """Seconds a step, as a moving mean over what was logged."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._seconds: float | None = None
+
+    def measure(self, num_steps: int) -> float:
+        """Seconds a step, given that `num_steps` were done since the last call or restart."""
+        now = time.monotonic()
+        if num_steps:
+            seconds = (now - self._last) / num_steps
+            self._seconds = seconds if self._seconds is None else 0.5 * (self._seconds + seconds)
+        self._last = now
+        return self._seconds or float("nan")
+
+    def restart(self) -> None:
+        """What happened since the last call (a validation, a save) was not training."""
+        self._last = time.monotonic()

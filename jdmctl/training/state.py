@@ -1,0 +1,128 @@
+"""All that changes while a run trains, and that a resumed run must have back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from jdmctl.errors import MissingWeightsError
+from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.ema import MovingAverage
+from jdmctl.types import Phase
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...  # JSON
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """betas = (0, 0.95): what Diff-Instruct and its successors train one-step students with."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.0, 0.95)
+    weight_decay: float = 0.01
+
+
+class TrainingState:
+    """Parameters, their average, optimiser moments and counters.
+
+    Phases of the same name in several stages share one optimiser and one counter. `order` counts every step of every
+    stage.
+    """
+
+    def __init__(self, phases: Sequence[Phase], optimizers: Mapping[str, AdamW], ema_decay: float):
+        self.parameters = {phase.name: phase.parameters for phase in phases}
+        self.optimizers = {name: _adamw(p, optimizers[name]) for name, p in self.parameters.items()}
+        self.ema_decay = ema_decay
+        self.average = MovingAverage((), ema_decay)
+        self.stage = -1  # which stage (-1: none yet), and how many of its steps are done
+        self.step = 0
+        self.order = 0
+        self.updates = dict.fromkeys(self.parameters, 0)
+        self.losses: list[float] = []  # of this stage's last phase, for the rule that ends a warm-up
+        self.best: dict[str, Any] = {}  # name, score and values of the best checkpoint on validation
+
+    def enter(self, stage: int, averaged: Sequence[nn.Parameter]) -> None:
+        """Begin a stage: step 0, no losses, its own average and its own best checkpoint."""
+        self.stage, self.step, self.losses, self.best = stage, 0, [], {}
+        self.average = MovingAverage(averaged, self.ema_decay)
+
+    def save(self, checkpoints: Checkpoints, name: str, extra: Mapping[str, Stateful]) -> Path:
+        tensors = {"weights": self._unique(), "average": self._average(), "optimizer": self._moments()}
+        counters = {key: getattr(self, key) for key in _COUNTERS} | {"average_updates": self.average.num_updates}
+        return checkpoints.save(name, tensors, counters | {"extra": {k: v.state_dict() for k, v in extra.items()}})
+
+    def load(
+        self,
+        checkpoints: Checkpoints,
+        path: Path,
+        averaged: Sequence[Sequence[nn.Parameter]],
+        extra: Mapping[str, Stateful],
+    ) -> None:
+        """Put a checkpoint back; `averaged` lists, by stage, whose average is kept."""
+        tensors, counters = checkpoints.load(path)
+        for key in _COUNTERS:
+            setattr(self, key, counters[key])
+        for key, item in extra.items():
+            item.load_state_dict(counters["extra"][key])
+        self.average = MovingAverage(averaged[self.stage], self.ema_decay)
+        self.average.num_updates = counters["average_updates"]
+        _copy(tensors["weights"], self._unique(), path)
+        _copy(tensors["average"], self._average(), path)
+        for key, value in tensors["optimizer"].items():
+            name, index, moment = key.rsplit(".", 2)
+            parameter = self.parameters[name][int(index)]
+            value = value if moment == "step" else value.to(parameter.device)
+            self.optimizers[name].state[parameter][moment] = value
+
+    def load_average(self, checkpoints: Checkpoints, path: Path) -> None:
+        """Take only the average from a checkpoint of the present stage."""
+        tensors, _ = checkpoints.load(path)
+        _copy(tensors["average"], self._average(), path)
+
+    def _unique(self) -> dict[str, nn.Parameter]:
+        """Each trained parameter once, named after the first phase that trains it."""
+        names: dict[int, tuple[str, nn.Parameter]] = {}
+        for name, parameters in self.parameters.items():
+            for i, parameter in enumerate(parameters):
+                names.setdefault(id(parameter), (f"{name}.{i:04d}", parameter))
+        return dict(names.values())
+
+    def _average(self) -> dict[str, Tensor]:
+        return {f"{i:04d}": value for i, value in enumerate(self.average.values)}
+
+    def _moments(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{i:04d}.{key}": value
+            for name, parameters in self.parameters.items()
+            for i, parameter in enumerate(parameters)
+            for key, value in self.optimizers[name].state.get(parameter, {}).items()
+        }
+
+
+_COUNTERS = ("stage", "step", "order", "updates", "losses", "best")
+
+
+def _adamw(parameters: Sequence[nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+    )
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path) -> None:
+    if {k: v.shape for k, v in source.items()} != {k: v.shape for k, v in target.items()}:
+        raise MissingWeightsError(
+            f"the checkpoint {path} holds other weights than this recipe trains",
+            hint="resume with the recipe that the run was started with, or begin again with another --output",
+        )
+    for key, value in target.items():
+        value.copy_(source[key])

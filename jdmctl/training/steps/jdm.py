@@ -1,0 +1,155 @@
+"""Joint Distribution Matching: one-step students, taught by a teacher that never sees a control."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jdmctl.diffusion.schedule import Schedule, diffuse
+from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.objectives.denoising import denoising_loss
+from jdmctl.objectives.matching import Matching
+from jdmctl.types import (
+    Batch,
+    Codec,
+    Controls,
+    Denoiser,
+    Energy,
+    EnergyWeights,
+    Losses,
+    Phase,
+    Student,
+)
+
+
+@dataclass(frozen=True)
+class JDMStep:
+    """The losses of Joint Distribution Matching (Luo et al. 2025, arXiv:2503.06652).
+
+    Wanted: the student q(x, c) = p(c) q(x | c) near the teacher times the controls,
+
+        KL( q(x, c) || p(x) prod_k p_k(c_k | x)^lambda_k )
+            =  fidelity: q against the teacher p(x)   +   sum_k lambda_k E_q[ energy_k ]   +  const,
+
+    where energy_k = -log p_k(c_k | x). The teacher answers for fidelity and never sees c. `form`
+    says what the fake score follows, that is which q stands in the fidelity term:
+
+        conditional  E_c KL( q(x | c) || p(x) ): the identity above, exactly.
+        marginal     KL( q(x) || p(x) ): at lambda = 1 the sum is then the joint KL + H_q(c | x),
+                     for a discrete c an upper bound of it.
+
+    What is trained matches diffused distributions, E_t KL(q_t || p_t), beside an energy on the
+    clean picture. For one step q = p there, but with energies its optimum is not
+    p(x) p(c | x)^lambda: it holds less variety (tests/test_closed_forms.py derives how much).
+
+    With no energies this is Diff-Instruct / DMD distillation.
+    """
+
+    student: Student
+    teacher: Denoiser  # blind to controls
+    fake_score: Denoiser  # follows the student
+    codec: Codec
+    schedule: Schedule
+    timesteps: UniformTimesteps
+    matching: Matching
+    energies: tuple[Energy, ...]
+    weights: EnergyWeights
+    latent_shape: tuple[int, int, int]  # C, h, w
+    student_parameters: tuple[nn.Parameter, ...]
+    fake_score_parameters: tuple[nn.Parameter, ...]
+    form: Literal["marginal", "conditional"] = "marginal"
+    fake_score_updates: int = 2
+    energy_at: Literal["clean", "denoised"] = "clean"
+    energy_timesteps: UniformTimesteps = UniformTimesteps(0.02, 0.2)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        fake, repeats = self.fake_score_parameters, self.fake_score_updates
+        return (
+            Phase("fake_score", self.fake_score_loss, fake, repeats),
+            Phase("student", self.student_loss, self.student_parameters),
+        )
+
+    def fake_score_loss(self, batch: Batch) -> Losses:
+        """Denoising of the student's own pictures."""
+        with torch.no_grad():
+            x0 = self._generate(batch)
+        t = self.timesteps(batch.draws.uniform("fake_time"))
+        x_t = self._diffuse(x0, "fake_noise", t, batch)
+        prediction = self.fake_score(x_t, t, batch.prompt, self._fake_controls(batch))
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        total = denoising_loss(prediction, x0, alpha, sigma).mean()
+        return Losses(total, {"fake_score_loss": total.detach()})
+
+    def student_loss(self, batch: Batch) -> Losses:
+        """A scalar whose gradient is the objective's; its value means nothing.
+
+        The gradient g of all terms is taken at the student's output, with every network frozen;
+        <x0, g> then carries it into the student in one backward pass.
+        """
+        x0 = self._generate(batch)  # [B, C, h, w]
+        gradients, logs = self._gradients(x0, batch)
+        for energy in self.energies:
+            gradients[energy.name] = self.weights[energy.name] * gradients[energy.name]
+        total = (x0 * sum(gradients.values())).flatten(1).sum(1).mean()
+        logs |= {f"{name}_norm": _norm(gradient) for name, gradient in gradients.items()}
+        logs["x0_std"] = x0.detach().std()
+        return Losses(total, logs)
+
+    def gradient_norms(self, batch: Batch) -> dict[str, float]:
+        """Mean per-sample norm at x0 of fidelity and of each energy at lambda = 1."""
+        with torch.no_grad():
+            x0 = self._generate(batch)
+        gradients, _ = self._gradients(x0, batch)
+        return {name: _norm(gradient).item() for name, gradient in gradients.items()}
+
+    def _gradients(self, x0: Tensor, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Term -> d(term)/d(x0) of each sample, unweighted; and the energies, for the log."""
+        gradients, logs = {"fidelity": self._fidelity_gradient(x0, batch)}, {}
+        if self.energies:
+            leaf = x0.detach().requires_grad_()
+            image = self.codec.decode(self._energy_latent(leaf, batch))  # [B, 3, H, W]
+        for energy in self.energies:
+            values = energy(image, batch)  # [B]
+            last = energy is self.energies[-1]
+            (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=not last)
+            gradients[energy.name] = gradient
+            logs[f"{energy.name}_energy"] = values.detach().mean()
+        return gradients, logs
+
+    @torch.no_grad()
+    def _fidelity_gradient(self, x0: Tensor, batch: Batch) -> Tensor:
+        t = self.timesteps(batch.draws.uniform("fidelity_time"))
+        x_t = self._diffuse(x0, "fidelity_noise", t, batch)
+        teacher_x0 = self.teacher(x_t, t, batch.prompt)
+        fake_x0 = self.fake_score(x_t, t, batch.prompt, self._fake_controls(batch))
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return self.matching.gradient(x0, teacher_x0, fake_x0, alpha, sigma)
+
+    def _energy_latent(self, x0: Tensor, batch: Batch) -> Tensor:
+        """Where the energies look: the sample, or what the teacher makes of it, slightly noised.
+
+        The second rewards only what survives noise and denoising, which is harder to fake, but is
+        over-confident at large t: ControlNet++ too stays below 0.2 (Li et al. 2024,
+        arXiv:2404.07987).
+        """
+        if self.energy_at == "clean":
+            return x0
+        t = self.energy_timesteps(batch.draws.uniform("energy_time"))
+        return self.teacher(self._diffuse(x0, "energy_noise", t, batch), t, batch.prompt)
+
+    def _generate(self, batch: Batch) -> Tensor:
+        noise = batch.draws.normal("student_noise", self.latent_shape)
+        return self.student.generate(noise, batch.prompt, batch.conditions)
+
+    def _diffuse(self, x0: Tensor, noise_name: str, t: Tensor, batch: Batch) -> Tensor:
+        return diffuse(self.schedule, x0, batch.draws.normal(noise_name, self.latent_shape), t)
+
+    def _fake_controls(self, batch: Batch) -> Controls | None:
+        return batch.conditions if self.form == "conditional" else None
+
+
+def _norm(gradient: Tensor) -> Tensor:
+    """Mean over samples of the norm over all dimensions."""
+    return gradient.flatten(1).norm(dim=1).mean()

@@ -1,0 +1,125 @@
+"""The words that every floor shares: what a network, a control, a batch and a step are.
+
+Letters in shapes: B batch, C channels, H W pixels, h w latent rows and columns.
+Time t runs in [0, 1]: 0 is clean, 1 is pure noise. An image is [B, 3, H, W] in [0, 1].
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Prompt = Any  # encoded text; only the family that made it looks inside
+Controls = Mapping[str, Tensor]  # control name -> condition [B, 3, H, W] in [0, 1]
+
+
+class Denoiser(Protocol):
+    """Teacher, student and fake score alike: the expected clean latent behind a noisy one."""
+
+    def __call__(
+        self,
+        x_t: Tensor,  # [B, C, h, w]
+        t: Tensor,  # [B], float
+        prompt: Prompt,
+        controls: Controls | None = None,
+    ) -> Tensor: ...  # x0 [B, C, h, w]
+
+
+class Student(Denoiser, Protocol):
+    """A denoiser that draws a picture in one call, at a time of its own."""
+
+    def generate(
+        self, noise: Tensor, prompt: Prompt, controls: Controls | None = None
+    ) -> Tensor: ...  # noise ~ N(0, I) [B, C, h, w] -> x0 [B, C, h, w]
+
+
+class Codec(Protocol):
+    """Between pixels and latents, both ways differentiable."""
+
+    def encode(self, image: Tensor) -> Tensor: ...  # [B, 3, H, W] -> [B, C, h, w]
+
+    def decode(self, latent: Tensor) -> Tensor: ...  # not clamped: may leave [0, 1] a little
+
+
+class Draws(Protocol):
+    """The randomness of one batch: within it, the same name gives the same numbers."""
+
+    @property
+    def size(self) -> int: ...  # B
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor: ...  # N(0, 1), [B, *shape]
+
+    def uniform(self, name: str) -> Tensor: ...  # [B] in [0, 1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one loss is computed from."""
+
+    prompt: Prompt
+    conditions: Controls
+    draws: Draws
+    texts: tuple[str, ...] = ()  # the captions behind `prompt`, where known
+    images: Tensor | None = None  # the pictures behind `conditions`, where known
+
+    def __len__(self) -> int:
+        return self.draws.size
+
+
+class Energy(Protocol):
+    """How far an image is from obeying its batch: -log p(c | image), up to scale and constant."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, image: Tensor, batch: Batch) -> Tensor: ...  # [B], differentiable
+
+
+@dataclass(frozen=True)
+class Losses:
+    """`total` is the scalar to call backward on; `logs` are detached scalars."""
+
+    total: Tensor
+    logs: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One optimiser's share of a step: `repeats` updates of `parameters` by `loss`."""
+
+    name: str
+    loss: Callable[[Batch], Losses]
+    parameters: tuple[nn.Parameter, ...]
+    repeats: int = 1
+
+
+class Step(Protocol):
+    """A training method: its phases, in the order in which they run."""
+
+    @property
+    def phases(self) -> tuple[Phase, ...]: ...
+
+
+@dataclass
+class EnergyWeights:
+    """Energy name -> lambda, the only thing a step reads that changes while it trains.
+
+    `ramp` in [0, 1] multiplies every lambda.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    ramp: float = 1.0
+
+    def __getitem__(self, name: str) -> float:
+        return self.ramp * self.values[name]
+
+    def __setitem__(self, name: str, weight: float) -> None:
+        self.values[name] = weight
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": dict(self.values), "ramp": self.ramp}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.values = dict(state["values"])
+        self.ramp = state["ramp"]

@@ -1,0 +1,66 @@
+"""Checks of weight files before anything is loaded from them, and fingerprints of them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from jdmctl.errors import MissingWeightsError
+
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+def require_safetensors(path: str | Path) -> list[Path]:
+    """The safetensors files at `path`, a file or a folder, each with a whole header and all its bytes.
+
+    Raises:
+        MissingWeightsError: there is none, one is cut short, or the weights are only there as a
+            pickle, which can run any code when it is opened and is therefore never read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MissingWeightsError(f"no weights at {path}", hint="check the path")
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        _refuse_pickles(sorted(path.iterdir()))
+        raise MissingWeightsError(
+            f"no *.safetensors file in {path}", hint="is the folder complete? copy or download it again"
+        )
+    _refuse_pickles(files)
+    for file in files:
+        _check_whole(file)
+    return files
+
+
+def fingerprint(path: str | Path) -> str:
+    """sha256 of a file, or of the names and contents of all files below a folder."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            digest.update(str(file.relative_to(path)).encode() + b"\0")
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _refuse_pickles(files: list[Path]) -> None:
+    for file in files:
+        if file.suffix in PICKLE_SUFFIXES:
+            raise MissingWeightsError(
+                f"{file} is a pickle, which can run any code when it is opened: refused",
+                hint="save the weights again as safetensors (save_pretrained does)",
+            )
+
+
+def _check_whole(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (SafetensorError, OSError) as problem:
+        raise MissingWeightsError(
+            f"{file} is not a whole safetensors file ({file.stat().st_size} bytes: {problem})",
+            hint="copy or download it again",
+        ) from problem

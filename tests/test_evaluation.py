@@ -1,0 +1,306 @@
+"""Evaluation: each measure against a number derived by hand, or against what it must order."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from jdmctl.errors import BadInputError, JdmError
+from jdmctl.evaluation import results
+from jdmctl.evaluation.adherence import adherence, scores
+from jdmctl.evaluation.bootstrap import Estimate, bootstrap, geometric_mean, mean, ratio
+from jdmctl.evaluation.diversity import entropy, open_entropy, seed_distance
+from jdmctl.evaluation.fidelity import features, frechet_distance, kernel_distance
+from jdmctl.evaluation.prompts import OPEN, stated_accuracy
+
+
+def gaussian(n: int, dimension: int = 4, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, dimension, generator=generator, dtype=torch.float64)
+
+
+def exact_gaussian(n: int, mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    """n samples whose empirical mean and unbiased covariance are exactly these."""
+    samples = gaussian(n, len(mean))
+    samples -= samples.mean(0)
+    whitened = torch.linalg.qr(samples).Q * (n - 1) ** 0.5
+    return whitened @ torch.linalg.cholesky(covariance).T + mean
+
+
+# --- fidelity ---------------------------------------------------------------------------------
+
+
+def test_frechet_distance_of_axis_aligned_gaussians():
+    """With diagonal covariances it is |m_a - m_b|^2 + sum (s_a - s_b)^2, s the deviations.
+
+    m_a - m_b = (3, 0, -4): 25. s_a = (1, 2, 3), s_b = (2, 2, 1): 1 + 0 + 4. In all 30.
+    """
+    a = exact_gaussian(
+        50, torch.tensor([3.0, 1, -4]).double(), torch.diag(torch.tensor([1, 4, 9.0])).double()
+    )
+    b = exact_gaussian(
+        70, torch.tensor([0.0, 1, 0]).double(), torch.diag(torch.tensor([4, 4, 1.0])).double()
+    )
+    assert frechet_distance(a, b) == pytest.approx(30, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [300, 5])  # 5 < D: singular covariances
+def test_frechet_distance_agrees_with_the_matrix_root(n):
+    a, b = gaussian(n, 8, seed=1), gaussian(n, 8, seed=2) @ gaussian(8, 8, seed=3)
+    covariance_a, covariance_b = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    jitter = 1e-13 * np.eye(8)
+    root = scipy.linalg.sqrtm((covariance_a + jitter) @ (covariance_b + jitter)).real
+    expected = (a.mean(0) - b.mean(0)).square().sum().item()
+    expected += np.trace(covariance_a + covariance_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
+
+
+def test_frechet_distance_of_a_set_to_itself_is_zero():
+    a = gaussian(200, 16)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
+
+
+def modes(kept: int, n: int = 1200) -> torch.Tensor:
+    """Three well separated clusters in 4 dimensions, of which the first `kept` are drawn from."""
+    centers = 6 * torch.eye(4, dtype=torch.float64)[:3]
+    return gaussian(n, seed=7) + centers[torch.arange(n) % kept]
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_distances_rise_with_shift_scale_and_lost_modes(distance):
+    reference = gaussian(1200, seed=1)
+    shifted = [distance(gaussian(1200, seed=2) + shift, reference) for shift in (0, 0.3, 0.6, 1.2)]
+    scaled = [distance(gaussian(1200, seed=2) * scale, reference) for scale in (1, 1.3, 1.7, 2.5)]
+    dropped = [distance(modes(kept), modes(3)) for kept in (3, 2, 1)]
+    for rising in (shifted, scaled, dropped):
+        assert rising == sorted(rising)
+        assert rising[1] > 2 * abs(rising[0])
+
+
+def test_kernel_distance_by_the_double_sum():
+    """KID's definition written out, on 3 and 4 samples."""
+    a, b = gaussian(3, seed=1), gaussian(4, seed=2)
+
+    def k(x, y):
+        return (float(x @ y) / 4 + 1) ** 3
+
+    within_a = sum(k(a[i], a[j]) for i in range(3) for j in range(3) if i != j) / 6
+    within_b = sum(k(b[i], b[j]) for i in range(4) for j in range(4) if i != j) / 12
+    between = sum(k(x, y) for x in a for y in b) / 12
+    assert kernel_distance(a, b) == pytest.approx(within_a + within_b - 2 * between, rel=1e-12)
+
+
+def test_kernel_distance_is_unbiased_where_frechet_is_not():
+    """Equal distributions, 20 samples each: over 400 draws KID's mean is within 3 standard errors
+    of 0, and KID takes both signs; the Frechet distance is far above 0."""
+    draws = [(gaussian(20, seed=2 * i + 1), gaussian(20, seed=2 * i + 2)) for i in range(400)]
+    kid = torch.tensor([kernel_distance(a, b) for a, b in draws])
+    frechet = torch.tensor([frechet_distance(a, b) for a, b in draws])
+    assert abs(kid.mean()) < 3 * kid.std() / 400**0.5
+    assert 0.2 < (kid < 0).double().mean() < 0.8
+    assert frechet.min() > 0.05
+
+
+def test_features_are_batched_in_order():
+    images = torch.rand(10, 3, 4, 4)
+    extracted = features(lambda part: part.mean((2, 3)), images, batch_size=3)
+    assert extracted.dtype == torch.float64
+    torch.testing.assert_close(extracted, images.mean((2, 3)).double())
+
+
+# --- bootstrap --------------------------------------------------------------------------------
+
+
+def test_interval_of_a_mean_covers_it_as_often_as_it_says():
+    """200 sets of 40 exponential samples (mean 1): a 90% interval should hold 1 about 180 times.
+
+    The binomial deviation is 4.2; skew costs a few per cent at n = 40, hence 160 to 195.
+    """
+    generator = torch.Generator().manual_seed(0)
+    uniforms = torch.rand(200, 40, generator=generator, dtype=torch.float64)
+    intervals = [mean(-row.log(), confidence=0.9, resamples=400) for row in uniforms]
+    covered = sum(interval.low <= 1 <= interval.high for interval in intervals)
+    assert 160 <= covered <= 195
+
+
+def test_interval_of_a_mean_has_the_normal_width():
+    """For n = 400 normal samples of deviation 1 a 95% interval is +-1.96 / 20 = 0.098 wide."""
+    interval = mean(gaussian(400, 1)[:, 0])
+    assert (interval.high - interval.low) / 2 == pytest.approx(0.098, rel=0.1)
+    assert interval == mean(gaussian(400, 1)[:, 0])  # the same seed, the same interval
+    assert interval != mean(gaussian(400, 1)[:, 0], seed=1)
+
+
+def test_constant_sample_holds_its_value():
+    interval = mean(torch.full((7,), 0.1))
+    assert interval.low <= interval.value <= interval.high
+
+
+def test_paired_ratio_cancels_what_is_common():
+    """b is half of a throughout: the ratio is 2 in every resample, although a varies a lot."""
+    a = gaussian(50, 1)[:, 0].exp()
+    paired = ratio(a, a / 2)
+    assert paired.value == pytest.approx(2)
+    assert paired.high - paired.low < 1e-9
+    assert mean(a).high - mean(a).low > 0.2
+
+
+def test_geometric_mean_of_inverse_ratios_is_one():
+    assert geometric_mean(torch.tensor([2.0, 0.5, 4.0, 0.25])).value == pytest.approx(1)
+    with pytest.raises(ValueError, match="positive"):
+        geometric_mean(torch.tensor([1.0, 0.0]))
+
+
+def test_centered_interval_lies_around_a_biased_statistic():
+    """Resampling pushes a Frechet distance up: uncentred, the interval lies almost all above it."""
+    a, b = gaussian(60, 8, seed=1), gaussian(60, 8, seed=2)
+
+    def statistic(chosen: torch.Tensor) -> float:
+        return frechet_distance(a[chosen], b)
+
+    plain = bootstrap(statistic, 60, resamples=100)
+    centered = bootstrap(statistic, 60, resamples=100, centered=True)
+    assert plain.value == centered.value
+    assert plain.value - plain.low < 0.1 * (plain.high - plain.value)
+    assert centered.value - centered.low > 0.5 * (centered.high - centered.value)
+
+
+# --- adherence, prompts, diversity --------------------------------------------------------------
+
+
+class Brightness:
+    """A control for tests: the condition is a grey level."""
+
+    headline = "error"
+
+    def scores(self, image, condition):
+        difference = (image - condition).mean((1, 2, 3))
+        return {"error": difference.abs(), "bias": difference}
+
+
+def test_adherence_is_the_mean_of_the_scores():
+    conditions = torch.full((130, 3, 2, 2), 0.5)
+    offsets = torch.linspace(-0.5, 0.5, 130)
+    images = conditions + offsets[:, None, None, None]
+    each = scores(Brightness(), images, conditions, batch_size=50)
+    torch.testing.assert_close(each["bias"], offsets)
+    summary = adherence(Brightness(), images, conditions, resamples=50)
+    assert summary["error"].value == pytest.approx(offsets.abs().mean().item(), rel=1e-5)
+    assert summary["error"].n == 130
+
+
+def test_accuracy_counts_stated_attributes_only():
+    predicted = {"shape": torch.tensor([0, 1, 2, 2]), "floor": torch.tensor([0, 0, 0, 0])}
+    stated = {"shape": torch.tensor([0, OPEN, 2, 1]), "floor": torch.tensor([OPEN] * 4)}
+    correct = stated_accuracy(predicted, stated)
+    assert set(correct) == {"shape"}  # no caption states a floor
+    assert correct["shape"].tolist() == [1, 1, 0]
+
+
+def test_entropy_of_equal_classes_is_the_logarithm_of_their_number():
+    assert entropy(torch.tensor([3, 1, 0, 2] * 5)) == pytest.approx(np.log(4))
+    assert entropy(torch.tensor([2, 2, 2])) == 0
+
+
+def test_open_entropy_sees_only_what_is_left_open():
+    """The stated half varies, the open half is always class 1: nothing is left to chance."""
+    shown = {"color": torch.tensor([0, 1, 2, 1, 1, 1]), "shape": torch.tensor([0, 1, 0, 1, 0, 1])}
+    stated = {"color": torch.tensor([0, 1, 2, OPEN, OPEN, OPEN]), "shape": torch.tensor([OPEN] * 6)}
+    measured = open_entropy(shown, stated)
+    assert measured == {"color": 0, "shape": pytest.approx(np.log(2))}
+
+
+def test_seed_distance_by_hand():
+    """Two seeds at distance 5 (3, 4, 5); three seeds at 0, 1, 2 on a line: (1 + 2 + 1) / 3."""
+    two = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]]])
+    assert seed_distance(two).tolist() == [5]
+    three = torch.tensor([[[0.0], [7.0]], [[1.0], [7.0]], [[2.0], [7.0]]])
+    assert seed_distance(three).tolist() == pytest.approx([4 / 3, 0])
+
+
+# --- results ----------------------------------------------------------------------------------
+
+ROW = results.Row(
+    world="tiny",
+    control="depth",
+    method="jdm",
+    passes=1,
+    metric="depth error",
+    value=0.011,
+    low=0.01,
+    high=0.0123,
+    seeds=[0, 1, 2],
+    n=500,
+    command="jdmctl eval runs/depth",
+)
+
+
+def test_results_round_trip_and_merge(tmp_path):
+    path = tmp_path / "docs" / "results" / "depth.json"
+    assert results.read(path) == []
+    other = replace(ROW, metric="frechet", value=5.0, low=4.0, high=6.0)
+    results.write(path, [ROW, other])
+    assert results.read(path) == [ROW, other]
+    assert set(json.loads(path.read_text())[0]) == {
+        *("world", "control", "method", "passes", "metric"),
+        *("value", "low", "high", "seeds", "n", "command"),
+    }
+    better, new = replace(ROW, value=0.0105), replace(ROW, passes=50, method="controlnet")
+    assert results.merge([ROW, other], [better, new]) == [better, other, new]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"value": float("nan")}, "outside"),
+        ({"value": 2.0}, "outside"),
+        ({"value": "0.011"}, "value must be float"),
+        ({"extra": 1}, "exactly the keys"),
+    ],
+)
+def test_damaged_results_are_named(tmp_path, change, complaint):
+    path = tmp_path / "depth.json"
+    results.write(path, [ROW])
+    entries = json.loads(path.read_text())
+    path.write_text(json.dumps([entries[0], entries[0] | change]))
+    with pytest.raises(BadInputError, match=f"row 2.*{complaint}"):
+        results.read(path)
+
+
+def test_rows_that_are_not_finite_are_not_written(tmp_path):
+    with pytest.raises(BadInputError, match="outside"):
+        results.write(tmp_path / "depth.json", [replace(ROW, high=float("nan"))])
+    assert not (tmp_path / "depth.json").exists()
+
+
+def test_table_fills_its_place_and_nothing_else():
+    rows = [
+        ROW,
+        replace(ROW, metric="frechet", value=5, low=4, high=6),
+        replace(ROW, method="none"),
+    ]
+    document = "# Results\n\n<!-- results: depth -->\nold\n<!-- end -->\n\ntail\n<!-- end -->\n"
+    filled = results.fill(document, "depth", rows)
+    expected = """# Results
+
+<!-- results: depth -->
+| world | control | method | passes | depth error | frechet |
+| --- | --- | --- | ---: | ---: | ---: |
+| tiny | depth | jdm | 1 | 0.011 [0.01, 0.0123] | 5 [4, 6] |
+| tiny | depth | none | 1 | 0.011 [0.01, 0.0123] |  |
+<!-- end -->
+
+tail
+<!-- end -->
+"""
+    assert filled == expected
+    assert results.fill(filled, "depth", rows) == filled
+    with pytest.raises(JdmError, match="canny"):
+        results.fill(document, "canny", rows)
+
+
+def test_estimate_prints_as_value_and_interval():
+    assert str(Estimate(0.123456, 0.1, 0.2, 5)) == "0.1235 [0.1, 0.2]"
