@@ -9,7 +9,15 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from jdmctl.controls import CONTROLS
 from jdmctl.families import FAMILIES
@@ -59,7 +67,8 @@ class Objective(Section):
     guidance_scale: PositiveFloat = Field(1.0, description="the teacher's classifier-free guidance")
     energy_at: Literal["clean", "denoised"] = "clean"
     balance: Literal["calibrated", "continuous"] = Field(
-        "calibrated", description="freeze each lambda after warm-up, or keep the ratio of norms (a heuristic)"
+        "calibrated",
+        description="freeze each lambda after warm-up, or keep the ratio of norms (a heuristic)",
     )
     min_time: Fraction = 0.02
     max_time: Fraction = 0.98
@@ -75,7 +84,7 @@ class FakeScore(Section):
 
 
 class Training(Section):
-    num_steps: PositiveInt = Field(description="updates of the student")
+    num_steps: PositiveInt = Field(1000, description="updates of the student")
     batch_size: PositiveInt = Field(24, description="samples of one update, over all processes")
     gradient_accumulation_steps: PositiveInt = Field(1, description="pieces that the batch is cut into, for memory")
     learning_rate: PositiveFloat = 1e-4
@@ -86,6 +95,7 @@ class Training(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     student_lora_rank: Count = Field(0, description="also adapt the student's backbone; 0 keeps it frozen")
     dsm_warmup_steps: Count = Field(0, description="denoising score matching of branches with init: dsm")
+    dsm_learning_rate: PositiveFloat = 3e-4
     log_every_steps: PositiveInt = 10
     preview_every_steps: PositiveInt = 50
     validate_every_steps: PositiveInt = 50
@@ -115,7 +125,7 @@ class Recipe(Section):
     controls: tuple[Control, ...] = Field(min_length=1)
     objective: Objective = Objective()
     fake_score: FakeScore = FakeScore()
-    training: Training
+    training: Training = Training()
     data: Data
 
     @model_validator(mode="after")
@@ -125,9 +135,13 @@ class Recipe(Section):
             raise ValueError("controls: the same control is named twice")
         pieces = self.training.gradient_accumulation_steps
         if self.training.batch_size % pieces:
-            raise ValueError(f"training.batch_size {self.training.batch_size} is not a multiple of "
-                             f"gradient_accumulation_steps {pieces}")
+            raise ValueError(
+                f"training.batch_size {self.training.batch_size} is not a multiple of "
+                f"gradient_accumulation_steps {pieces}"
+            )
         wants_dsm = any(control.init == "dsm" for control in self.controls)
         if wants_dsm != (self.training.dsm_warmup_steps > 0):
             raise ValueError("init: dsm and training.dsm_warmup_steps > 0 go together")
+        if wants_dsm and self.data.source == "conditions":
+            raise ValueError("init: dsm needs pictures, and data.source conditions has none")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -66,31 +66,58 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises RecipeError with all that is wrong with it.
     """
-    path = find_recipe(str(name))
+    return parse_recipe(read_values(str(name)), overrides, source=str(find_recipe(str(name))))
+
+
+def read_values(name: str) -> dict[str, Any]:
+    """A recipe's plain values, unchecked. Raises RecipeError if it is no YAML mapping."""
+    path = find_recipe(name)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}", hint="a recipe is a YAML text file") from error
-    return parse_recipe(_read_yaml(text, str(path)), overrides, source=str(path))
-
-
-def parse_recipe(values: Any, overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """Check plain values as a recipe. Raises RecipeError."""
+    values = _read_yaml(text, str(path))
     if not isinstance(values, dict):
         raise RecipeError(
-            f"{source} is not a recipe: expected key: value lines, found {type(values).__name__}",
+            f"{path} is not a recipe: expected `key: value` lines, found {_show(values)}",
             hint="jdmctl recipes show tiny/canny   shows one",
         )
+    return values
+
+
+def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
+    """Check plain values as a recipe. Raises RecipeError."""
     for override in overrides:
-        _override(values, override)
+        path, equals, text = override.partition("=")
+        if not (path and equals):
+            raise RecipeError(f"--set {override}: expected key=value", hint="for example --set training.num_steps=20")
+        set_value(values, path.strip(), _read_yaml(text, f"--set {override}"))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = [_explain(details) for details in error.errors()]
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise RecipeError(
-            "\n  ".join([f"{source} has {len(problems)} problem{'s' * (len(problems) > 1)}:", *problems]),
-            hint="jdmctl recipes show tiny/canny   shows a whole recipe",
+            "\n  ".join([f"{source} has {count}:", *problems]),
+            hint="jdmctl recipes show tiny/canny --resolved   shows a whole recipe",
         ) from error
+
+
+def set_value(values: dict[str, Any], path: str, value: Any) -> None:
+    """Change one value by its path; a control is addressed by name or number: controls.canny.ratio.
+
+    Raises RecipeError where the path leads nowhere.
+    """
+    *parents, last = path.split(".")
+    here: Any = values
+    for key in parents:
+        if isinstance(here, list):
+            here = next((item for i, item in enumerate(here) if key in (str(i), _name(item))), None)
+        elif isinstance(here, dict):
+            here = here.setdefault(key, {})
+    if not isinstance(here, dict):
+        raise RecipeError(f"{path} cannot be set: there is no {'.'.join(parents)}", hint="jdmctl recipes show RECIPE")
+    here[last] = value
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -110,9 +137,7 @@ class _Loader(yaml.SafeLoader):
             if not isinstance(key, str):
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is not text", problem_mark=key_node.start_mark)
             if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"key '{key}' is given twice", problem_mark=key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -136,27 +161,8 @@ def _read_yaml(text: str, source: str) -> Any:
         raise RecipeError(f"{source} is not YAML: {error}", hint="a recipe is a YAML text file") from error
 
 
-def _override(values: dict[str, Any], text: str) -> None:
-    """Set one value by its path; a control is addressed by name or number: controls.canny.ratio=2."""
-    path, equals, value = text.partition("=")
-    if not (path and equals):
-        raise RecipeError(f"--set {text}: expected key=value", hint="for example --set training.num_steps=20")
-    *parents, last = path.strip().split(".")
-    here: Any = values
-    for key in parents:
-        here = here.setdefault(key, {}) if isinstance(here, dict) else _element(here, key, text)
-    parsed = _read_yaml(value, f"--set {text}")
-    if not isinstance(here, dict):
-        raise RecipeError(f"--set {text}: {'.'.join(parents)} has no keys", hint="jdmctl recipes show NAME")
-    here[last] = parsed
-
-
-def _element(items: Any, key: str, text: str) -> Any:
-    if isinstance(items, list):
-        for index, item in enumerate(items):
-            if key == str(index) or (isinstance(item, Mapping) and item.get("name") == key):
-                return item
-    raise RecipeError(f"--set {text}: there is no '{key}' to set something of", hint="jdmctl recipes show NAME")
+def _name(item: Any) -> Any:
+    return item.get("name") if isinstance(item, dict) else None
 
 
 def _explain(error: ErrorDetails) -> str:

@@ -56,9 +56,7 @@ def draw(
     Raises:
         ConditionMismatchError: a condition has no branch, or not the student's size.
     """
-    asked = {
-        name: condition for name, condition in (controls or {}).items() if condition is not None
-    }
+    asked = {name: condition for name, condition in (controls or {}).items() if condition is not None}
     for name, condition in asked.items():
         require_fit(family, name, condition)
     device = next(family.student.parameters()).device
@@ -137,15 +135,11 @@ def read_record(path: Path) -> dict[str, Any]:
     with Image.open(path) as picture:
         text = picture.info.get(METADATA_KEY)
     if text is None:
-        raise BadInputError(
-            f"{path} does not say how it was made", hint="was it saved by another program?"
-        )
+        raise BadInputError(f"{path} does not say how it was made", hint="was it saved by another program?")
     return json.loads(text)
 
 
-def grid(
-    columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]
-) -> Image.Image:
+def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> Image.Image:
     """A captioned table of images [3, H, W], None where there is nothing to show.
 
     Small pictures are enlarged by whole pixels; the caption of a row stands above it.

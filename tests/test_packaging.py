@@ -105,18 +105,14 @@ def test_wheel_runs_away_from_the_checkout(wheel, tmp_path):
 
     def run(*words: str) -> str:
         command = [sys.executable, "-m", "jdmctl", *words]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     assert "add-control" in run("--help")
     assert "tiny/canny" in run("recipes", "ls")
     where = "from jdmctl.recipe_files import packaged_folder; print(packaged_folder())"
-    done = subprocess.run(
-        [sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert Path(done.stdout.strip()) == tmp_path / "site" / "jdmctl" / "recipes"
 
 

@@ -12,9 +12,7 @@ from jdmctl.cli.options import JsonOption, SetOption
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import JdmError
 
-app = typer.Typer(
-    help="List, show, copy and validate recipes.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="List, show, copy and validate recipes.", no_args_is_help=True, rich_markup_mode=None)
 NameArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A name such as tiny/canny, or a file.")]
 
 

@@ -85,9 +85,10 @@ def _write(file: Path, condition: Tensor) -> None:
             np.savez_compressed(stream, condition=condition.numpy())
         unfinished.replace(file)
     except OSError as problem:
-        if unfinished:
-            unfinished.unlink(missing_ok=True)
         raise BadInputError(
             f"cannot write the condition cache {file.parent.parent}: {problem.strerror or problem}",
             hint="make room on the disk, or choose another folder",
         ) from problem
+    finally:
+        if unfinished:
+            unfinished.unlink(missing_ok=True)

@@ -19,18 +19,14 @@ class Scorer(Protocol):
 
 
 @torch.no_grad()
-def scores(
-    control: Scorer, images: Tensor, conditions: Tensor, batch_size: int = 64
-) -> dict[str, Tensor]:
+def scores(control: Scorer, images: Tensor, conditions: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
     """Metric -> [N], of images and conditions [N, 3, H, W] in [0, 1]."""
     pairs = zip(images.split(batch_size), conditions.split(batch_size), strict=True)
     parts = [control.scores(image, condition) for image, condition in pairs]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def adherence(
-    control: Scorer, images: Tensor, conditions: Tensor, **options
-) -> dict[str, Estimate]:
+def adherence(control: Scorer, images: Tensor, conditions: Tensor, **options) -> dict[str, Estimate]:
     """Metric -> mean with its interval; options as for `bootstrap`."""
     each = scores(control, images, conditions)
     return {name: mean(values, **options) for name, values in each.items()}

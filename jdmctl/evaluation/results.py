@@ -79,9 +79,7 @@ def table(rows: Sequence[Row]) -> str:
     metrics = list(dict.fromkeys(row.metric for row in rows))
     cells = {row.key: str(row.estimate) for row in rows}
     lines = dict.fromkeys(row.key[:-1] for row in rows)
-    body = [
-        [*map(str, line), *(cells.get((*line, metric), "") for metric in metrics)] for line in lines
-    ]
+    body = [[*map(str, line), *(cells.get((*line, metric), "") for metric in metrics)] for line in lines]
     head = ["world", "control", "method", "passes", *metrics]
     aligned = ["---", "---", "---", *["---:"] * (len(head) - 3)]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, aligned, *body])
@@ -96,9 +94,7 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
     start, end = f"<!-- results: {name} -->", "<!-- end -->"
     between = re.compile(f"({re.escape(start)}\n).*?({re.escape(end)})", re.DOTALL)
     if not between.search(document):
-        raise JdmError(
-            f"no place for the results {name!r}", hint=f"put the lines {start} and {end} there"
-        )
+        raise JdmError(f"no place for the results {name!r}", hint=f"put the lines {start} and {end} there")
     filled = f"{table(rows)}\n"
     return between.sub(lambda found: found[1] + filled + found[2], document, count=1)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
@@ -67,9 +68,11 @@ class StableDiffusion:
         codec: LatentCodec,
         tokenizer: CLIPTokenizer,
         text_encoder: CLIPTextModel,
+        sampler_config: Mapping[str, Any],
     ):
         self.teacher, self.student, self.codec = teacher, student, codec
         self.tokenizer, self.text_encoder = tokenizer, text_encoder.requires_grad_(False).eval()
+        self.sampler_config = sampler_config
         for denoiser in (teacher, student):
             denoiser.requires_grad_(False).eval()
 
@@ -113,6 +116,7 @@ class StableDiffusion:
             codec=LatentCodec(load_component(AutoencoderKL, teacher, "vae")),
             tokenizer=CLIPTokenizer.from_pretrained(teacher, subfolder="tokenizer"),
             text_encoder=load_component(CLIPTextModel, teacher, "text_encoder"),
+            sampler_config=schedulers["teacher"].config,
         )
         return family.to(device)
 
@@ -203,11 +207,11 @@ class StableDiffusion:
             weights = {name: value.clone() for name, value in weights.items()}
         backbone.load_state_dict(weights, assign=True)
         backbone.requires_grad_(trainable == "full")
-        if trainable == "lora":
-            _add_lora(backbone, rank)
         fake = StableDiffusionDenoiser(backbone.train(), self.schedule, self.teacher.prediction)
         for name in controls:
             self.add_control_branch(name, "student", denoiser=fake)
+        if trainable == "lora":
+            _add_lora(backbone, rank)
         return fake
 
     def add_student_lora(self, rank: int) -> None:
@@ -227,19 +231,18 @@ class StableDiffusion:
         guidance_scale: float = 1.0,
         controls: Controls | None = None,
     ) -> Tensor:
-        """The teacher's deterministic DDIM sampling with trailing timesteps; controls go through its own branches."""
+        """The teacher's deterministic DDIM sampling at trailing timesteps; controls go through its own branches."""
+        scheduler = DDIMScheduler.from_config(self.sampler_config, timestep_spacing="trailing")
+        scheduler.set_timesteps(num_steps, device=noise.device)
         empty = self.encode_prompt([""]).expand_as(prompt)
-        grid = torch.linspace(1, 0, num_steps + 1, device=noise.device)
         x_t = noise
-        for now, later in zip(grid[:-1], grid[1:], strict=True):
-            t = now.expand(len(noise))
-            x0 = self.teacher(x_t, t, prompt, controls)
+        for timestep in scheduler.timesteps:
+            now = timestep.expand(len(noise))
+            output = self.teacher.network(x_t, now, prompt, controls or {}).float()
             if guidance_scale != 1:
-                free = self.teacher(x_t, t, empty, controls)
-                x0 = free + guidance_scale * (x0 - free)
-            alpha, sigma = self.schedule.alpha(now), self.schedule.sigma(now)
-            epsilon = (x_t - alpha * x0) / sigma
-            x_t = self.schedule.alpha(later) * x0 + self.schedule.sigma(later) * epsilon if later > 0 else x0
+                free = self.teacher.network(x_t, now, empty, controls or {}).float()
+                output = free + guidance_scale * (output - free)
+            x_t = scheduler.step(output, timestep, x_t).prev_sample
         return x_t
 
 

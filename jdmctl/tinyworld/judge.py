@@ -11,16 +11,19 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from jdmctl.evaluation.fidelity import features, frechet_distance
 from jdmctl.evaluation.prompts import OPEN, Classes, stated_accuracy
-from jdmctl.tinyworld.source import LABELS
-
-ATTRIBUTES: dict[str, list[int]] = {}  # attribute -> its columns among the labels
-for _column, _label in enumerate(LABELS):
-    ATTRIBUTES.setdefault(_label.split(": ")[0], []).append(_column)
 
 
 @dataclass(frozen=True)
 class Judge:
     classifier: PreTrainedModel
+
+    @property
+    def attributes(self) -> dict[str, list[int]]:
+        """Attribute -> its columns among the labels, which read `attribute: value`."""
+        columns: dict[str, list[int]] = {}
+        for column, label in self.classifier.config.id2label.items():
+            columns.setdefault(label.split(": ")[0], []).append(column)
+        return columns
 
     @classmethod
     def load(cls, world: Path) -> Judge:
@@ -39,21 +42,20 @@ class Judge:
     def shown(self, images: Tensor) -> Classes:
         """Attribute -> class indices [N] that the classifier sees in images [N, 3, H, W] in [0, 1]."""
         logits = torch.cat([self.classifier(part * 2 - 1).logits for part in images.split(128)])
-        return {name: logits[:, columns].argmax(1) for name, columns in ATTRIBUTES.items()}
+        return {name: logits[:, columns].argmax(1) for name, columns in self.attributes.items()}
 
     def accuracy(self, images: Tensor, stated: Tensor) -> dict[str, float]:
         """Attribute -> share of pictures that show what their caption states; `stated` is bool [N, L]."""
-        correct = stated_accuracy(self.shown(images), classes(stated))
+        correct = stated_accuracy(self.shown(images), self.classes(stated))
         return {name: values.mean().item() for name, values in correct.items()}
 
     def frechet(self, images: Tensor, reference: Tensor) -> float:
         return frechet_distance(self.features(images), self.features(reference))
 
-
-def classes(hot: Tensor) -> Classes:
-    """Multi-hot labels [N, L] to attribute -> class indices [N]; OPEN where none is set."""
-    found = {}
-    for name, columns in ATTRIBUTES.items():
-        part = hot[:, columns]
-        found[name] = torch.where(part.any(1), part.int().argmax(1), OPEN)
-    return found
+    def classes(self, hot: Tensor) -> Classes:
+        """Multi-hot labels [N, L] to attribute -> class indices [N]; OPEN where none is set."""
+        found = {}
+        for name, columns in self.attributes.items():
+            part = hot[:, columns]
+            found[name] = torch.where(part.any(1), part.int().argmax(1), OPEN)
+        return found

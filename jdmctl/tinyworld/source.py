@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jdmctl.data.imagefolder import ImageFolder
+from jdmctl.errors import BadInputError
 from jdmctl.tinyworld.captions import caption
 from jdmctl.tinyworld.scenes import COLORS, FLOORS, SHAPES, Scenes, render
 
 SPLIT_SEEDS = {"train": 1, "reference": 2, "val": 3, "test": 4}
-LABELS = tuple(
+SCENE_LABELS = tuple(
     f"{attribute}: {value}"
     for attribute, values in {
         "shape": SHAPES,
@@ -31,13 +36,15 @@ LABELS = tuple(
 class Pictures:
     """N captioned pictures of one split.
 
-    `truth` and `stated` are multi-hot over the world's labels: what a picture shows, and what a caption says of it.
+    `labels` name what a classifier is to see, as `attribute: value`; of each attribute's values one is true. `truth`
+    and `stated` are multi-hot over them: what a picture shows, and what a caption says of it.
     """
 
     images: Tensor  # uint8 [N, 3, H, W]
     captions: tuple[tuple[str, ...], ...]  # several wordings a picture
     truth: Tensor  # bool [N, L]
     stated: Tensor  # bool [N, wordings, L]
+    labels: tuple[str, ...]  # L
     inverse_depth: Tensor | None = None  # float16 [N, H, W] in [0, 1]
 
     def __len__(self) -> int:
@@ -69,6 +76,7 @@ def scenes(split: str, num: int, folder: Path, wordings: int = 4) -> Pictures:
         captions=tuple(tuple(c.text for c in row) for row in words),
         truth=_multi_hot([_attributes(drawn, i) for i in range(len(drawn))]),
         stated=torch.stack([_multi_hot([c.stated for c in row]) for row in words]),
+        labels=SCENE_LABELS,
         inverse_depth=torch.from_numpy(drawn.inverse_depth),
     )
 
@@ -80,9 +88,45 @@ def _attributes(drawn: Scenes, i: int) -> dict[str, int]:
 
 def _multi_hot(rows: list[dict[str, int]]) -> Tensor:
     """[{attribute: class}] to bool [len(rows), L]."""
-    attributes = [label.split(": ")[0] for label in LABELS]
-    hot = torch.zeros(len(rows), len(LABELS), dtype=torch.bool)
+    attributes = [label.split(": ")[0] for label in SCENE_LABELS]
+    hot = torch.zeros(len(rows), len(SCENE_LABELS), dtype=torch.bool)
     for row, classes in zip(hot, rows, strict=True):
         for attribute, value in classes.items():
             row[attributes.index(attribute) + value] = True
     return hot
+
+
+def captioned_folder(folder: Path, split: str, resolution_px: int = 64, num_words: int = 40) -> Pictures:
+    """A split of any folder of captioned images (imagefolder with metadata.jsonl).
+
+    Pictures of equal caption stay in one split, so that held-out captions are held-out pictures. The labels are the
+    `num_words` commonest words of all captions, each yes or no.
+    """
+    everything = ImageFolder(folder, resolution_px)
+    texts = [everything.text(i) for i in range(len(everything))]
+    counts = Counter(word for text in texts for word in set(_words(text)))
+    vocabulary = [word for word, _ in counts.most_common(num_words)]
+    chosen = [i for i, text in enumerate(texts) if _split_of(text) == split]
+    if not chosen:
+        raise BadInputError(
+            f"{folder} has {len(texts)} pictures, none of which fell to the split {split}",
+            hint="give a few hundred pictures or more",
+        )
+    says = torch.tensor([[word in _words(texts[i]) for word in vocabulary] for i in chosen])
+    return Pictures(
+        images=torch.stack([(everything.image(i) * 255).round().to(torch.uint8) for i in chosen]),
+        captions=tuple((texts[i],) for i in chosen),
+        truth=torch.stack([~says, says], -1).flatten(1),
+        stated=torch.stack([torch.zeros_like(says), says], -1).flatten(1)[:, None],
+        labels=tuple(f"{word}: {answer}" for word in vocabulary for answer in ("no", "yes")),
+    )
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", text.lower())
+
+
+def _split_of(text: str) -> str:
+    """80 % train, 8 % reference, 5 % val, 7 % test, by a hash of the caption."""
+    share = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32
+    return "train" if share < 0.8 else "reference" if share < 0.88 else "val" if share < 0.93 else "test"

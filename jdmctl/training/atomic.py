@@ -24,33 +24,41 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     partial = folder.with_name(f".{folder.name}{_MARK}")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        for path in sorted(partial.rglob("*")):
-            _to_disk(path)
-        _to_disk(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        _to_disk(folder.parent)
-    except (OSError, SafetensorError) as error:
-        raise _could_not_write(folder, error) from error
+        with writing(folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            yield partial
+            for path in sorted(partial.rglob("*")):
+                _to_disk(path)
+            _to_disk(partial)
+            if folder.exists():
+                shutil.rmtree(folder)
+            partial.rename(folder)
+            _to_disk(folder.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Turns what the system says when `target` cannot be written into a JdmError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _could_not_write(target, error) from error
 
 
 def write_text(file: Path, text: str) -> None:
     """Replace a small file at once. Raises JdmError as `whole_folder` does."""
     partial = file.with_name(f".{file.name}{_MARK}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        _to_disk(partial)
-        partial.replace(file)
-    except OSError as error:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            _to_disk(partial)
+            partial.replace(file)
+    finally:
         partial.unlink(missing_ok=True)
-        raise _could_not_write(file, error) from error
 
 
 def remove_partial(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints: whole folders of safetensors and one JSON file, never a pickle.
 
-    checkpoints/step-000500/  weights.safetensors  average.safetensors  optimizer.safetensors  state.json
+checkpoints/step-000500/  weights.safetensors  average.safetensors  optimizer.safetensors  state.json
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Checkpoints:
         with whole_folder(path) as partial:
             for stem, group in tensors.items():
                 contiguous = {key: value.detach().contiguous() for key, value in group.items()}
-                save_file(contiguous, partial / f"{stem}.safetensors", metadata=dict(self.metadata))
+                save_file(contiguous, partial / f"{stem}.safetensors", dict(self.metadata) or None)
             (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         return path
 

@@ -170,7 +170,12 @@ class _Loop:
             )
         seconds = self.pace.measure(step - self.logged_step)
         self.logged_step = step
-        record = {"event": "step", "stage": stage.name, "step": step, "num_steps": stage.num_steps} | values
+        record = {
+            "event": "step",
+            "stage": stage.name,
+            "step": step,
+            "num_steps": stage.num_steps,
+        } | values
         record["samples_per_second"] = self.settings.batch_size / seconds
         record["seconds_left"] = seconds * (stage.num_steps - step)
         if self.accelerator.is_main_process:

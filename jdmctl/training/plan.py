@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import nn
 
 from jdmctl.training.calibration import is_level
 from jdmctl.training.state import AdamW
-from jdmctl.types import Batch, Step
+from jdmctl.types import Batch, Phase, Step
 
 LEVEL_CHECK_STEPS = 10
 
@@ -55,6 +55,18 @@ class Stage:
 
     def file_name(self, step: int) -> str:
         return f"{self.prefix}-{step:06d}"
+
+
+@dataclass(frozen=True)
+class OnePhase:
+    """A step that is a single phase of another, once a time: for warming that phase up."""
+
+    step: Step
+    phase: str
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return tuple(replace(p, repeats=1) for p in self.step.phases if p.name == self.phase)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,11 @@ class TrainingState:
         self.average = MovingAverage(averaged, self.ema_decay)
 
     def save(self, checkpoints: Checkpoints, name: str, extra: Mapping[str, Stateful]) -> Path:
-        tensors = {"weights": self._unique(), "average": self._average(), "optimizer": self._moments()}
+        tensors = {
+            "weights": self._unique(),
+            "average": self._average(),
+            "optimizer": self._moments(),
+        }
         counters = {key: getattr(self, key) for key in _COUNTERS} | {"average_updates": self.average.num_updates}
         return checkpoints.save(name, tensors, counters | {"extra": {k: v.state_dict() for k, v in extra.items()}})
 
@@ -113,7 +117,10 @@ _COUNTERS = ("stage", "step", "order", "updates", "losses", "best")
 
 def _adamw(parameters: Sequence[nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
     return torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+        parameters,
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
     )
 
 

@@ -79,7 +79,7 @@ def build_teacher(shop: Workshop) -> None:
             embeddings = trained.text_encoder(ids)[0]
             return denoising_loss(trained.unet, scheduler, latents[index], embeddings, generator)
 
-    settings = FitSettings(shop.steps(4500), 1.5e-3, ema_decay=0.999, seed=shop.seed)
+    settings = FitSettings(shop.steps(4000), 1.5e-3, ema_decay=0.999, seed=shop.seed)
     shop.train("teacher", trained, loss, settings)
     pipeline(vae, trained.text_encoder, tokenizer, trained.unet, scheduler).save_pretrained(shop.output / "teacher")
 

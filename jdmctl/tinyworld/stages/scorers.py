@@ -10,18 +10,18 @@ from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     AutoModelForDepthEstimation,
-    AutoModelForImageClassification,
     DPTImageProcessor,
     PreTrainedModel,
 )
 
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.fit import FitSettings
-from jdmctl.tinyworld.source import LABELS, Pictures
+from jdmctl.tinyworld.judge import Judge
+from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages.autoencoder import decode, encode
 from jdmctl.tinyworld.workshop import Workshop, autocast
 
@@ -47,23 +47,6 @@ def draw(pictures: Pictures, round_trips: Tensor, batch: int, generator: torch.G
     return (images + 0.03 * noise).clamp(0, 1), index
 
 
-def predictions(classifier: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """attribute -> class probabilities [B, K] of pictures [B, 3, H, W] in [0, 1]."""
-    with torch.no_grad():
-        logits = classifier(images * 2 - 1).logits.float()
-    attributes = [label.split(": ")[0] for label in LABELS]
-    return {
-        name: logits[:, [i for i, a in enumerate(attributes) if a == name]].softmax(-1)
-        for name in dict.fromkeys(attributes)
-    }
-
-
-def features(classifier: PreTrainedModel, images: Tensor) -> Tensor:
-    """[B, D] pooled features for Frechet distances."""
-    with torch.no_grad():
-        return classifier(images * 2 - 1, output_hidden_states=True).hidden_states[-1].float().mean((2, 3))
-
-
 def build(shop: Workshop) -> None:
     """`classifier/`, and `depth/` and `depth_heldout/` where the source knows exact depths."""
     vae = AutoencoderKL.from_pretrained(shop.output / "vae").eval()
@@ -71,7 +54,7 @@ def build(shop: Workshop) -> None:
     round_trips = decode(vae, encode(vae, train.images[:4000]))
 
     torch.manual_seed(shop.seed + 1)
-    _train(shop, "classifier", models.classifier(list(LABELS)), 2000, train.truth, classifier_loss, train, round_trips)
+    _train(shop, "classifier", models.classifier(list(train.labels)), 2000, train.truth, classifier_loss, train, round_trips)
     if train.inverse_depth is not None:
         for name, network, offset in (
             ("depth", models.depth_network, 2),
@@ -95,6 +78,9 @@ def _train(
     train: Pictures,
     round_trips: Tensor,
 ) -> None:
+    if (shop.output / name).exists():
+        return
+
     def batch_loss(generator: torch.Generator) -> Tensor:
         images, index = draw(train, round_trips, 32, generator)
         with autocast():
@@ -109,14 +95,12 @@ def report(shop: Workshop) -> dict[str, float]:
     """Accuracy of the classifier per attribute and mean error of the depth networks, on true val pictures."""
     val = shop.pictures("val")
     images = val.image(slice(None))
-    classifier = AutoModelForImageClassification.from_pretrained(shop.output / "classifier").eval()
-    numbers = {}
-    for name, guess in predictions(classifier, images).items():
-        columns = [i for i, label in enumerate(LABELS) if label.split(": ")[0] == name]
-        numbers[f"classifier {name}"] = float((guess.argmax(1) == val.truth[:, columns].int().argmax(1)).float().mean())
-    for name in ("depth", "depth_heldout"):
-        network = AutoModelForDepthEstimation.from_pretrained(shop.output / name).eval()
-        with torch.no_grad():
-            error = network(pixel_values=images * 2 - 1).predicted_depth - val.inverse_depth.float()
-        numbers[f"{name} l1"] = float(error.abs().mean())
+    accuracy = Judge.load(shop.output).accuracy(images, val.truth)
+    numbers = {f"classifier {name}": value for name, value in accuracy.items()}
+    if val.inverse_depth is not None:
+        for name in ("depth", "depth_heldout"):
+            network = AutoModelForDepthEstimation.from_pretrained(shop.output / name).eval()
+            with torch.no_grad():
+                error = network(pixel_values=images * 2 - 1).predicted_depth - val.inverse_depth.float()
+            numbers[f"{name} l1"] = float(error.abs().mean())
     return numbers

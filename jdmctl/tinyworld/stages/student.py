@@ -88,8 +88,8 @@ def choose_guidance(family: StableDiffusion, shop: Workshop, num_steps: int = 25
     val, judge = shop.pictures("val"), Judge.load(shop.output)
     scores = {}
     for scale in GUIDANCE_SCALES:
-        images = draw(family, val, range(200), num_steps, scale)
-        accuracy = judge.accuracy(images, val.stated[:200, 0])
+        images = draw(family, val, range(min(200, len(val))), num_steps, scale)
+        accuracy = judge.accuracy(images, val.stated[: len(images), 0])
         frechet = judge.frechet(images, shop.pictures("reference").image(slice(0, 1000)))
         scores[scale] = sum(accuracy.values()) / len(accuracy) - frechet / 1000
         shop.say(f"guidance {scale}: accuracy {_percent(accuracy)}, Frechet {frechet:.2f}")
@@ -146,16 +146,16 @@ class Watcher:
 
     def log(self, record: dict) -> None:
         self.records.append(record)
-        numbers = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if isinstance(v, float))
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in record.items() if isinstance(value, float))
         self.shop.say(f"student: step {record['step']}, {numbers}")
 
     def validate(self) -> dict[str, float]:
         """Frechet distance of 400 one-step pictures, and accuracy of what their captions state, on val."""
         val, judge = self.shop.pictures("val"), Judge.load(self.shop.output)
-        images = draw(self.family, val, range(400), num_steps=1)
-        accuracy = judge.accuracy(images, val.stated[:400, 0])
+        images = draw(self.family, val, range(min(400, len(val))), num_steps=1)
+        accuracy = judge.accuracy(images, val.stated[: len(images), 0])
         frechet = judge.frechet(images, self.shop.pictures("reference").image(slice(0, 1000)))
-        return {"frechet": frechet, "score": -frechet} | accuracy
+        return {"frechet": frechet, "score": -frechet, "adherence": accuracy}
 
     def preview(self, name: str) -> None:
         """The report draws pictures."""

@@ -1,0 +1,163 @@
+"""From a recipe to models, controls, data and the step; build_run puts a whole run together.
+
+These two modules are the only place that knows both recipes and objects.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+from jdmctl.controls.base import Control, load_control
+from jdmctl.data.conditionfolder import ConditionFolder
+from jdmctl.data.imagefolder import ImageFolder
+from jdmctl.data.prompts import PromptList
+from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.families import FAMILIES
+from jdmctl.objectives.guidance import Guided
+from jdmctl.objectives.matching import Matching
+from jdmctl.recipe import Model, Recipe
+from jdmctl.tinyworld.world import cache_folder, samples, world_folder
+from jdmctl.training.batches import Samples
+from jdmctl.training.energies import ControlEnergy
+from jdmctl.training.samples import (
+    MapSamples,
+    PictureSamples,
+    StudentPictures,
+    extractor,
+    split,
+)
+from jdmctl.training.steps.jdm import JDMStep
+from jdmctl.types import EnergyWeights
+
+
+def resolve(path: str, role: str) -> str:
+    """`tiny/x` is the embedded world's folder x, and `tiny` its folder for a role."""
+    head, _, rest = path.partition("/")
+    return str(world_folder() / (rest or role)) if head == "tiny" else path
+
+
+def build_family(model: Model, device: torch.device | str) -> Any:
+    """The teacher and the student of a recipe, on a device."""
+    module, _, name = FAMILIES[model.family].partition(":")
+    return getattr(import_module(module), name).load(
+        teacher=resolve(model.teacher, "teacher"),
+        student=resolve(model.student, "student"),
+        device=device,
+        student_time=model.student_time,
+    )
+
+
+def build_controls(recipe: Recipe, device: torch.device | str) -> dict[str, Control]:
+    """The controls of a recipe by name, on a device."""
+    return {
+        control.name: load_control(control.name, **_options(control.options)).to(device) for control in recipe.controls
+    }
+
+
+def build_samples(
+    recipe: Recipe, family: Any, controls: Mapping[str, Control], device: torch.device | str
+) -> tuple[Samples, Samples]:
+    """Samples to train on and to validate on; the embedded world has a split for each."""
+    data, num = recipe.data, recipe.data.num_validation_samples
+    extract = {
+        control.name: extractor(
+            controls[control.name], _options(control.options), cache_folder() / "conditions", device
+        )
+        for control in recipe.controls
+    }
+    if data.source == "tiny":
+        train, val = samples("train", data.num_samples), samples("val", num)
+        return PictureSamples(train, extract), PictureSamples(val, extract)
+    if data.source == "conditions":
+        maps = ConditionFolder(data.path, list(controls), family.resolution_px)
+        return split(MapSamples(maps), data.num_samples, num)
+    pictures = (
+        ImageFolder(data.path, family.resolution_px)
+        if data.source == "images"
+        else _student_pictures(recipe, family, device)
+    )
+    return split(PictureSamples(pictures, extract), data.num_samples, num)
+
+
+def prepare_student(recipe: Recipe, family: Any) -> None:
+    """Give the student its new branches and LoRA, with the same random numbers each time."""
+    set_seed(recipe.seed)
+    for control in recipe.controls:
+        is_new = control.init in ("student", "dsm")
+        source = "student" if is_new else resolve(control.init, f"controlnet_{control.name}")
+        family.add_control_branch(control.name, source)
+    if recipe.training.student_lora_rank:
+        family.add_student_lora(recipe.training.student_lora_rank)
+
+
+def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, int]:
+    """What a run would hold and train, without its data."""
+    family = build_family(recipe.model, device)
+    prepare_student(recipe, family)
+    step = build_step(recipe, family, {})
+    return {
+        "teacher": sum(p.numel() for p in family.teacher.parameters()),
+        "student": sum(p.numel() for p in family.student.parameters()),
+        "trained_in_student": sum(p.numel() for p in step.student_parameters),
+        "trained_in_fake_score": sum(p.numel() for p in step.fake_score_parameters),
+    }
+
+
+def build_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> JDMStep:
+    """The JDM step of a recipe, with a fake score of its own."""
+    objective, settings = recipe.objective, recipe.fake_score
+    seen = list(controls) if objective.form == "conditional" else []
+    fake_score = family.make_fake_score(settings.trainable, settings.rank, controls=seen)
+
+    @functools.cache
+    def empty_prompt(size: int) -> Any:
+        return family.encode_prompt([""] * size)
+
+    return JDMStep(
+        student=family.student,
+        teacher=Guided(family.teacher, objective.guidance_scale, empty_prompt),
+        fake_score=fake_score,
+        codec=family.codec,
+        schedule=family.schedule,
+        timesteps=UniformTimesteps(objective.min_time, objective.max_time),
+        matching=Matching(objective.weight),
+        energies=tuple(ControlEnergy(control) for control in controls.values()),
+        weights=EnergyWeights(dict.fromkeys(controls, 0.0)),
+        latent_shape=family.latent_shape,
+        student_parameters=family.student.trainable(),
+        fake_score_parameters=fake_score.trainable(),
+        form=objective.form,
+        fake_score_updates=settings.updates,
+        energy_at=objective.energy_at,
+    )
+
+
+def _student_pictures(recipe: Recipe, family: Any, device: torch.device | str) -> StudentPictures:
+    """Pictures of the student as it is now: a copy, if its backbone is about to be trained."""
+    path = recipe.data.path
+    prompts = samples("train", recipe.data.num_samples) if path == "tiny" else PromptList(path)
+    is_trained = recipe.training.student_lora_rank > 0
+    return StudentPictures(
+        texts=[prompts.text(i) for i in range(len(prompts))],
+        student=copy.deepcopy(family.student) if is_trained else family.student,
+        codec=family.codec,
+        encode_prompt=family.encode_prompt,
+        latent_shape=family.latent_shape,
+        seed=recipe.seed,
+        device=device,
+    )
+
+
+def _options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A control's options, folders of the embedded world resolved."""
+    return {
+        key: resolve(value, key) if isinstance(value, str) and value.startswith("tiny/") else value
+        for key, value in options.items()
+    }

@@ -1,0 +1,188 @@
+"""From a recipe to a run that is ready to start: batches, stages, calibration, settings, products."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from jdmctl.build import build_controls, build_family, build_samples, build_step, prepare_student
+from jdmctl.controls.base import Control
+from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.errors import RecipeError
+from jdmctl.recipe import Recipe
+from jdmctl.recipe_files import to_yaml
+from jdmctl.training.batches import Batches, Samples
+from jdmctl.training.calibration import Balance
+from jdmctl.training.observer import Validation
+from jdmctl.training.plan import OnePhase, Settings, Stage
+from jdmctl.training.run import Run
+from jdmctl.training.state import AdamW
+from jdmctl.training.steps.dsm import DSMStep
+from jdmctl.training.steps.jdm import JDMStep
+
+_CALIBRATION_BATCHES = 4
+_VALIDATION_BATCH_SIZE = 32
+
+
+def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
+    """All objects of a run.
+
+    Raises JdmError for whatever in the recipe cannot be had: weights, data, options.
+    """
+    device, training = accelerator.device, recipe.training
+    processes, pieces = accelerator.num_processes, training.gradient_accumulation_steps
+    if training.batch_size % (processes * pieces):
+        raise RecipeError(
+            f"training.batch_size {training.batch_size} cannot be shared by {processes} processes "
+            f"in {pieces} pieces each",
+            hint=f"make it a multiple of {processes * pieces}",
+        )
+    controls = build_controls(recipe, device)
+    family = build_family(recipe.model, device)
+    train_samples, val_samples = build_samples(recipe, family, controls, device)
+    prepare_student(recipe, family)
+    batches = Batches(
+        samples=train_samples,
+        encode_prompt=family.encode_prompt,
+        seed=recipe.seed,
+        batch_size=training.batch_size,
+        num_pieces=pieces,
+        prompt_dropout=recipe.data.prompt_dropout,
+        process_index=accelerator.process_index,
+        num_processes=processes,
+        device=device,
+    )
+    step = build_step(recipe, family, controls)
+    balance = _balance(recipe, step, batches, accelerator)
+    return Run(
+        recipe=to_yaml(recipe),
+        stages=_stages(recipe, family, step, balance),
+        batches=batches,
+        settings=_settings(recipe),
+        validation=_validation(recipe, family, controls, batches, val_samples),
+        extra={"balance": balance},
+        products=_products(recipe, family),
+    )
+
+
+def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accelerator) -> Balance:
+    def measure(at: int) -> dict[str, float]:
+        rows = []
+        for number in range(at, at + (1 if at else _CALIBRATION_BATCHES)):
+            with accelerator.autocast():
+                norms = step.gradient_norms(batches.batch("calibration", number))
+            rows.append(torch.tensor(list(norms.values()), device=accelerator.device))
+        means = accelerator.reduce(torch.stack(rows).mean(0), "mean")
+        return dict(zip(norms, means.tolist(), strict=True))
+
+    return Balance(
+        weights=step.weights,
+        ratios={control.name: control.ratio for control in recipe.controls},
+        ramp_steps={control.name: control.ramp_steps for control in recipe.controls},
+        measure=measure,
+        is_continuous=recipe.objective.balance == "continuous",
+    )
+
+
+def _stages(recipe: Recipe, family: Any, step: JDMStep, balance: Balance) -> list[Stage]:
+    """Optional DSM warm-up of new branches, warm-up of the fake score, calibration and training."""
+    training, fake_score = recipe.training, recipe.fake_score
+    stages = []
+    if training.dsm_warmup_steps:
+        dsm = _dsm_step(recipe, family)
+        parameters = dsm.phases[0].parameters
+        name = "dsm-warmup"
+        stages.append(Stage(name, dsm, training.dsm_warmup_steps, name, averaged=parameters))
+    stages.append(
+        Stage(
+            "fake-score-warmup",
+            OnePhase(step, "fake_score"),
+            fake_score.warmup_max_steps,
+            "fake-score-warmup",
+            until_level=True,
+            min_steps=fake_score.warmup_min_steps,
+        )
+    )
+    stages.append(
+        Stage(
+            "training",
+            step,
+            training.num_steps,
+            "step",
+            averaged=step.student_parameters,
+            on_start=balance.calibrate,
+            before_step=balance.before_step,
+        )
+    )
+    return stages
+
+
+def _dsm_step(recipe: Recipe, family: Any) -> DSMStep:
+    """Trains branches of the student by plugging them into the teacher; called without controls, it stays blind."""
+    branches = {c.name: family.student.branches[c.name] for c in recipe.controls if c.init == "dsm"}
+    family.teacher.branches.update(branches)
+    return DSMStep(
+        denoiser=family.teacher,
+        codec=family.codec,
+        schedule=family.schedule,
+        timesteps=UniformTimesteps(0.0, 1.0),
+        controls=tuple(branches),
+        parameters=tuple(p for branch in branches.values() for p in branch.parameters()),
+    )
+
+
+def _settings(recipe: Recipe) -> Settings:
+    training = recipe.training
+
+    def adamw(learning_rate: float) -> AdamW:
+        return AdamW(learning_rate, training.betas, training.weight_decay)
+
+    return Settings(
+        optimizers={
+            "dsm": adamw(training.dsm_learning_rate),
+            "fake_score": adamw(recipe.fake_score.learning_rate),
+            "student": adamw(training.learning_rate),
+        },
+        batch_size=training.batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_grad_norm=training.max_grad_norm,
+        ema_decay=training.ema_decay,
+        log_every_steps=training.log_every_steps,
+        save_every_steps=training.save_every_steps,
+        validate_every_steps=training.validate_every_steps,
+        preview_every_steps=training.preview_every_steps,
+    )
+
+
+def _validation(
+    recipe: Recipe, family: Any, controls: Mapping[str, Control], batches: Batches, val: Samples
+) -> Validation:
+    """All validation samples once, whole prompts, the same noise each time."""
+    source = replace(batches, samples=val, prompt_dropout=0.0)
+    number = min(recipe.data.num_validation_samples, len(val))
+    return Validation(
+        student=family.student,
+        codec=family.codec,
+        latent_shape=family.latent_shape,
+        controls=controls,
+        batches=[
+            source.take("validation", range(first, min(first + _VALIDATION_BATCH_SIZE, number)))
+            for first in range(0, number, _VALIDATION_BATCH_SIZE)
+        ],
+    )
+
+
+def _products(recipe: Recipe, family: Any) -> dict[str, Callable[[Path], None]]:
+    """Folder -> what writes it: controlnet, or controlnet-canny and so on if there are several."""
+    names = [control.name for control in recipe.controls]
+    folders = {"controlnet" if len(names) == 1 else f"controlnet-{name}": name for name in names}
+    products = {folder: functools.partial(family.save_control_branch, name) for folder, name in folders.items()}
+    if recipe.training.student_lora_rank:
+        products["student_lora"] = family.save_student_lora
+    return products

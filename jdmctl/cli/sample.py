@@ -1,0 +1,211 @@
+"""`jdmctl sample`: pictures from a run or any student, each with what it takes to draw it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption
+from jdmctl.cli.output import Output, mode
+from jdmctl.errors import BadInputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jdmctl.cli.studio import Request, Studio
+
+_PREVIEW_SAMPLES = 4
+
+RunArgument = Annotated[str, typer.Argument(metavar="[RUN_FOLDER]", help="What add-control made.")]
+
+
+def sample(
+    run: RunArgument = "",
+    student: Annotated[str, typer.Option(help="Instead of a run: a one-step pipeline, or tiny.")] = "",
+    controlnet: Annotated[list[str], typer.Option(metavar="NAME=FOLDER", help="With --student: a branch.")] = [],  # noqa: B006
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw.")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(min=0, help="Of the noise.")] = [0],  # noqa: B006
+    num: Annotated[int, typer.Option(min=1, help="So many seeds in a row from each --seed.")] = 1,
+    control: Annotated[list[str], typer.Option(metavar="NAME=PHOTO", help="Obey what this photo shows.")] = [],  # noqa: B006
+    condition: Annotated[list[str], typer.Option(metavar="NAME=MAP", help="Obey this ready condition map.")] = [],  # noqa: B006
+    scale: Annotated[list[str], typer.Option(metavar="NAME=NUMBER", help="How strongly; 1 is as trained.")] = [],  # noqa: B006
+    option: Annotated[list[str], typer.Option(metavar="NAME.KEY=VALUE", help="With --student: of a control.")] = [],  # noqa: B006
+    student_time: Annotated[float, typer.Option(min=0, max=1, help="With --student: its own time.")] = 1.0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the pictures.")] = None,
+    device: DeviceOption = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Draw in one step: pictures, conditions and a grid. Options but --num and --output may be repeated.
+
+    A run folder alone gives a preview on samples that it was not trained on.
+    """
+    photos, maps = _pairs(control, "--control"), _pairs(condition, "--condition")
+    if twice := sorted(photos.keys() & maps.keys()):
+        raise BadInputError(f"there are two conditions for {twice[0]}", hint="give --control or --condition, not both")
+    scales = {name: _number(text) for name, text in _pairs(scale, "--scale").items()}
+    branches = {name: Path(folder) for name, folder in _pairs(controlnet, "--controlnet").items()}
+    _check_pictures([*photos.values(), *maps.values()])
+    with Output(mode(as_json, quiet)) as out:
+        studio = _open(run, student, student_time, branches, _options(option), device)
+        if run and not (prompt or photos or maps):
+            requests = studio.held_out(_PREVIEW_SAMPLES)
+        else:
+            requests = studio.asked(prompt or [""], photos, maps)
+        folder = output or Path(run, "samples")
+        wanted = [(request, first + i) for request in requests for first in seed for i in range(num)]
+        for record in draw_and_save(studio, wanted, scales, folder):
+            out.result(record, f"{record['file']}  {_caption(record)}")
+        out.result({"grid": str(folder / "grid.png")}, str(folder / "grid.png"))
+
+
+def draw_and_save(
+    studio: Studio, wanted: Sequence[tuple[Request, int]], scales: Mapping[str, float], folder: Path
+) -> list[dict[str, Any]]:
+    """Draw (request, seed) pairs into `folder`; a record of each picture.
+
+    Conditions are rounded to 8 bits first: what is saved is then exactly what was obeyed.
+    """
+    import torch
+
+    from jdmctl import sampling
+    from jdmctl.cli.studio import require_known
+
+    require_known(scales, studio.branches, "--scale")
+    prompts, seeds = [request.prompt for request, _ in wanted], [seed for _, seed in wanted]
+    names = list(wanted[0][0].conditions)
+    asked = {n: sampling.eight_bit(torch.stack([r.conditions[n] for r, _ in wanted])) for n in names}
+    images = sampling.draw(studio.family, prompts, seeds, asked, scales)
+    alone = sampling.draw(studio.family, prompts, seeds) if names else images
+    found, scores = {}, {}
+    for name in names:
+        judge, shown = studio.controls[name], images.to(studio.device)
+        found[name] = judge.condition(shown).cpu()
+        scores[name] = judge.scores(shown, asked[name].to(studio.device))[judge.headline].tolist()
+    records, rows = [], []
+    for i in range(len(wanted)):
+        record = _record(studio, prompts[i], seeds[i], {n: asked[n][i] for n in names}, scales, folder)
+        record["adherence"] = {f"{n} {studio.controls[n].headline}": scores[n][i] for n in names}
+        record["file"] = str(folder / f"{i:03d}-seed{seeds[i]}.png")
+        sampling.save_picture(sampling.to_picture(images[i]), Path(record["file"]), record)
+        before, after = [asked[n][i] for n in names], [found[n][i] for n in names]
+        cells = [*before, alone[i], images[i], *after] if names else [images[i]]
+        rows.append((_caption(record), cells))
+        records.append(record)
+    columns = [*names, "student alone", "student", *(f"{n} found" for n in names)] if names else ["student"]
+    sampling.save_picture(sampling.grid(columns, rows), folder / "grid.png", {"pictures": records})
+    return records
+
+
+def _record(
+    studio: Studio, prompt: str, seed: int, conditions: Mapping[str, Tensor], scales: Mapping[str, float], folder: Path
+) -> dict[str, Any]:
+    """Everything that a picture follows from, and the command that draws it again."""
+    from jdmctl import __version__, sampling
+    from jdmctl.build import resolve
+    from jdmctl.weights import fingerprint
+
+    command = ["jdmctl", "sample", "--student", studio.student, "--student-time", str(studio.student_time)]
+    command += ["--prompt", prompt, "--seed", str(seed)]
+    controls: dict[str, Any] = {}
+    for name, condition in conditions.items():
+        digest, branch, options = sampling.fingerprint(condition), studio.branches[name], studio.options.get(name, {})
+        path = folder / "conditions" / f"{name}-{digest[:12]}.png"
+        local = Path(resolve(str(branch), name))
+        sampling.save_picture(sampling.to_picture(condition), path, {"control": name, "sha256": digest})
+        controls[name] = {
+            "controlnet": str(branch),
+            "controlnet_sha256": fingerprint(local) if local.is_dir() else None,  # None: from the hub
+            "condition": str(path),
+            "condition_sha256": digest,
+            "scale": scales.get(name, 1.0),
+            "options": dict(options),
+        }
+        command += ["--controlnet", f"{name}={branch}", "--condition", f"{name}={path}"]
+        command += ["--scale", f"{name}={scales.get(name, 1.0)}"]
+        for key, value in options.items():
+            command += ["--option", f"{name}.{key}={value}"]
+    return {
+        "jdmctl": __version__,
+        "prompt": prompt,
+        "seed": seed,
+        "student": studio.student,
+        "student_time": studio.student_time,
+        "controls": controls,
+        "command": shlex.join(command),
+    }
+
+
+def _caption(record: Mapping[str, Any]) -> str:
+    scores = [f"{name} {value:.4f}" for name, value in record["adherence"].items()]
+    return ", ".join([f"seed {record['seed']}", *scores, record["prompt"]])
+
+
+def _open(
+    run: str,
+    student: str,
+    student_time: float,
+    branches: Mapping[str, Path],
+    options: Mapping[str, Mapping[str, Any]],
+    device: str,
+) -> Studio:
+    from jdmctl.cli.studio import Studio
+
+    if bool(run) == bool(student):
+        raise BadInputError(
+            "give either a run folder or --student" + (", not both" if run else ""),
+            hint="jdmctl sample RUN_FOLDER, or jdmctl sample --student FOLDER --controlnet NAME=FOLDER",
+        )
+    if run and (branches or options):
+        raise BadInputError("--controlnet and --option belong to --student", hint="a run folder has its own")
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if run:
+        return Studio.of_run(Path(run), device)
+    return Studio.of_student(student, student_time, branches, options, device)
+
+
+def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
+    """NAME=VALUE texts; the same name twice is refused."""
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise BadInputError(f"{flag} {text}: expected NAME=VALUE", hint=f"for example {flag} canny=...")
+        if name in pairs:
+            raise BadInputError(f"{flag} {name} is given twice", hint="run the command once for each")
+        pairs[name] = value
+    return pairs
+
+
+def _options(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    import yaml
+
+    options: dict[str, dict[str, Any]] = {}
+    for text, value in _pairs(texts, "--option").items():
+        name, dot, key = text.partition(".")
+        if not (dot and key):
+            raise BadInputError(f"--option {text}={value}: expected NAME.KEY=VALUE", hint="as in depth.network=FOLDER")
+        options.setdefault(name, {})[key] = yaml.safe_load(value)
+    return options
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BadInputError(f"--scale: {text} is not a number", hint="for example --scale canny=0.8") from error
+
+
+def _check_pictures(paths: Sequence[str]) -> None:
+    """Read each picture once before any weights are loaded: a wrong path is told at once."""
+    if paths:
+        from jdmctl.data.pictures import read_image
+
+        for path in paths:
+            read_image(path, 64)

@@ -1,0 +1,42 @@
+"""`jdmctl world`: build the embedded world, or one of your own pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jdmctl.cli.options import JsonOption, QuietOption
+from jdmctl.cli.output import Output, mode
+
+app = typer.Typer(
+    name="world",
+    help="Small worlds: a teacher, a one-step student, judges and ControlNets as ordinary folders.",
+    no_args_is_help=True,
+)
+
+
+@app.command()
+def build(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the finished world.")] = Path("world"),
+    pictures: Annotated[
+        Path | None, typer.Option(help="A folder of captioned images (metadata.jsonl); default: rendered scenes.")
+    ] = None,
+    budget: Annotated[float, typer.Option(min=0.0005, help="Share of the full training to spend.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of every stage.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train everything from nothing; the same command again goes on where a build was stopped."""
+
+    from jdmctl.tinyworld.make import build_world
+    from jdmctl.tinyworld.source import captioned_folder
+    from jdmctl.tinyworld.world import samples
+
+    with Output(mode(as_json, quiet)) as out:
+        source = samples if pictures is None else lambda split: captioned_folder(pictures, split)
+        report = build_world(source, output, budget, seed, out.note)
+        width = max(map(len, report))
+        lines = "\n".join(f"{name.ljust(width)}  {value:.4f}" for name, value in report.items())
+        out.result({"world": str(output), "report": report}, f"{lines}\nworld: {output}")

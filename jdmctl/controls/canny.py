@@ -1,0 +1,88 @@
+"""Canny edges: made and scored by cv2.Canny, obeyed through a likelihood of the same arithmetic."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from jdmctl.controls.soft_canny import edge_logit
+from jdmctl.errors import BadInputError
+from jdmctl.objectives.energy import binary_cross_entropy
+
+_SOFTNESS = 50.0  # of the tests, in units of Sobel strength (0 to 2040); examples/canny_surrogate
+
+
+class Canny:
+    """Thin edges, white on black, at the picture's own resolution.
+
+    cv2.Canny is called directly: controlnet_aux's CannyDetector does the same but first resizes the
+    picture to a multiple of 64 px and then interpolates the edges, which makes them grey. At
+    multiples of 64 px the two are equal.
+    """
+
+    name = "canny"
+    gradient = "surrogate"
+    description = "thin edges of cv2.Canny, thresholds 100 and 200"
+    headline = "f1"
+    higher_is_better = True
+
+    def __init__(self, low: int = 100, high: int = 200) -> None:
+        if not 0 < low <= high:
+            raise BadInputError(
+                f"canny: low is {low} and high is {high}", hint="choose 0 < low <= high"
+            )
+        self._low, self._high = low, high
+
+    @torch.no_grad()
+    def condition(self, image: Tensor) -> Tensor:
+        return self._edges(image).to(image.dtype).repeat(1, 3, 1, 1)  # [B, 3, H, W]
+
+    def energy(self, image: Tensor, condition: Tensor) -> Tensor:
+        """-log p(requested edges | image) per pixel, in nats, [B].
+
+        Each pixel is an edge with the odds of `edge_logit`, so that a requested edge that is absent
+        pulls, and an edge that nobody asked for pushes.
+        """
+        logit = edge_logit(image, self._low, self._high, _SOFTNESS)
+        return binary_cross_entropy(logit, _requested(condition).to(logit.dtype))
+
+    @torch.no_grad()
+    def scores(self, image: Tensor, condition: Tensor) -> dict[str, Tensor]:
+        return edge_agreement(self._edges(image), _requested(condition))
+
+    def to(self, device: Any) -> Self:
+        return self
+
+    def _edges(self, image: Tensor) -> Tensor:
+        """cv2.Canny of the pictures as they would be saved, bool [B, 1, H, W]."""
+        pictures = (image.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu()
+        edges = [cv2.Canny(p, self._low, self._high) for p in pictures.contiguous().numpy()]
+        return torch.from_numpy(np.stack(edges) > 0)[:, None].to(image.device)
+
+
+def edge_agreement(edges: Tensor, requested: Tensor) -> dict[str, Tensor]:
+    """f1, precision and recall [B] of boolean edge maps [B, 1, H, W], one pixel off being allowed.
+
+    precision is the share of edge pixels with a requested one among their 3 x 3 neighbours, recall
+    the reverse, f1 their harmonic mean. A share of nothing is 1.
+    """
+    precision = _share_near(edges, requested)
+    recall = _share_near(requested, edges)
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    return {"f1": f1, "precision": precision, "recall": recall}
+
+
+def _share_near(edges: Tensor, others: Tensor) -> Tensor:
+    near = functional.max_pool2d(others.float(), 3, stride=1, padding=1) > 0
+    count = edges.flatten(1).sum(1)
+    hits = (edges & near).flatten(1).sum(1)
+    return torch.where(count > 0, hits / count.clamp(min=1), 1.0)
+
+
+def _requested(condition: Tensor) -> Tensor:
+    return condition[:, :1] > 0.5  # a map that was resized or saved as JPEG may hold greys

@@ -1,0 +1,83 @@
+"""Batches as a pure function of where a run stands, the same for any number of processes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from jdmctl.training.draws import SampleDraws
+from jdmctl.types import Batch, Prompt
+
+
+class Samples(Protocol):
+    """What a control is learnt from: prompts, each with its conditions, and with a picture if known."""
+
+    def __len__(self) -> int: ...
+
+    def text(self, index: int) -> str: ...
+
+    def take(self, indices: Sequence[int]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Pictures, if known, and conditions by control, all [B, 3, H, W] in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Each phase walks through the samples in orders of its own, a new one every epoch.
+
+    Global sample g of a phase is number g % batch_size of its update g // batch_size. What it shows
+    and all its noise follow from (seed, phase, g), so it does not matter which process draws it, in
+    which piece of an accumulated batch, or before or after a resume.
+    """
+
+    samples: Samples
+    encode_prompt: Callable[[Sequence[str]], Prompt]
+    seed: int
+    batch_size: int  # of one update, over all processes and pieces
+    num_pieces: int = 1
+    prompt_dropout: float = 0.0
+    process_index: int = 0
+    num_processes: int = 1
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.num_pieces * self.num_processes):
+            raise ValueError("batch_size must be a multiple of pieces x processes")
+
+    def batch(self, phase: str, update: int, piece: int = 0) -> Batch:
+        """This process's share of a piece of one update's batch."""
+        size = self.batch_size // (self.num_pieces * self.num_processes)
+        share = piece * self.num_processes + self.process_index
+        first = update * self.batch_size + share * size
+        return self.take(phase, range(first, first + size))
+
+    def take(self, phase: str, numbers: Sequence[int]) -> Batch:
+        """The batch of any global samples of a phase."""
+        indices = [self._index(phase, number) for number in numbers]
+        dropped = SampleDraws(self.seed, phase, numbers).uniform("prompt") < self.prompt_dropout
+        texts = [
+            "" if drop else self.samples.text(index) for index, drop in zip(indices, dropped.tolist(), strict=True)
+        ]
+        images, conditions = self.samples.take(indices)
+        return Batch(
+            prompt=self.encode_prompt(texts),
+            conditions={name: value.to(self.device) for name, value in conditions.items()},
+            draws=SampleDraws(self.seed, phase, numbers, self.device),
+            texts=tuple(texts),
+            images=None if images is None else images.to(self.device),
+        )
+
+    def _index(self, phase: str, number: int) -> int:
+        epoch, place = divmod(number, len(self.samples))
+        return _order(self.seed, phase, epoch, len(self.samples))[place]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(seed: int, phase: str, epoch: int, size: int) -> list[int]:
+    """The order of the samples in one epoch."""
+    keys = SampleDraws(seed, f"{phase} order", range(epoch, epoch + 1)).normal("order", (size,))
+    return keys[0].argsort(stable=True).tolist()

@@ -1,0 +1,114 @@
+"""What a run writes down and shows while it trains: metrics, adherence on validation, previews."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jdmctl.sampling import grid
+from jdmctl.training.atomic import writing
+from jdmctl.training.curve import draw_curve
+from jdmctl.types import Batch, Codec, Student
+
+_PREVIEW_ROWS = 4
+
+
+class ScoredControl(Protocol):
+    """What validation needs of a control."""
+
+    headline: str
+    higher_is_better: bool
+
+    def condition(self, image: Tensor) -> Tensor: ...
+
+    def scores(self, image: Tensor, condition: Tensor) -> dict[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The student's pictures for fixed conditions and noise, scored by the controls' own judges."""
+
+    student: Student
+    codec: Codec
+    latent_shape: tuple[int, int, int]
+    controls: Mapping[str, ScoredControl]
+    batches: Sequence[Batch]
+
+    @torch.no_grad()
+    def draw(self, batch: Batch) -> Tensor:
+        """[B, 3, H, W] in [0, 1]."""
+        noise = batch.draws.normal("student_noise", self.latent_shape)
+        x0 = self.student.generate(noise, batch.prompt, batch.conditions)
+        return self.codec.decode(x0).clamp(0, 1)
+
+    def measure(self) -> dict[str, float]:
+        """canny_f1 and the like, means over samples; `score` is larger for better adherence."""
+        parts: dict[str, list[Tensor]] = {}
+        for batch in self.batches:
+            image = self.draw(batch)
+            for name, control in self.controls.items():
+                for metric, values in control.scores(image, batch.conditions[name]).items():
+                    parts.setdefault(f"{name}_{metric}", []).append(values.float().cpu())
+        means = {key: torch.cat(values).mean().item() for key, values in parts.items()}
+        return means | {"score": self._score(means)}
+
+    def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
+        """The one number that stands for each control."""
+        return {
+            f"{name} {control.headline}": values[f"{name}_{control.headline}"]
+            for name, control in self.controls.items()
+        }
+
+    def _score(self, means: Mapping[str, float]) -> float:
+        """Mean over controls of +-log(headline): a fraction gained counts the same for each."""
+        logs = [
+            math.log(max(means[f"{name}_{control.headline}"], 1e-6)) * (1 if control.higher_is_better else -1)
+            for name, control in self.controls.items()
+        ]
+        return sum(logs) / len(logs)
+
+
+@dataclass(frozen=True)
+class RunObserver:
+    """Writes metrics.jsonl, curve.png and previews/ in the run folder, and passes records on."""
+
+    folder: Path
+    validation: Validation
+    show: Callable[[Mapping[str, Any]], None]
+
+    def log(self, record: dict[str, Any]) -> None:
+        if record["event"] == "validation":
+            record = record | {"adherence": self.validation.headlines(record)}
+        metrics = self.folder / "metrics.jsonl"
+        with writing(metrics):
+            with metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            if record["event"] == "validation":
+                draw_curve(metrics, self.folder / "curve.png")
+        self.show(record)
+
+    def validate(self) -> dict[str, float]:
+        return self.validation.measure()
+
+    def preview(self, name: str) -> None:
+        """previews/step-000100.png: condition, output, re-extracted condition, their difference."""
+        batch = self.validation.batches[0]
+        image = self.validation.draw(batch)
+        rows = []
+        for control_name, control in self.validation.controls.items():
+            asked = batch.conditions[control_name]
+            found = control.condition(image)
+            for i in range(min(_PREVIEW_ROWS, len(batch))):
+                cells = [asked[i], image[i], found[i], (found[i] - asked[i]).abs()]
+                rows.append((f"{control_name}: {batch.texts[i]}", [cell.cpu() for cell in cells]))
+        path = self.folder / "previews" / f"{name}.png"
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            grid(["condition", "output", "re-extracted", "error"], rows).save(path)

@@ -1,0 +1,110 @@
+"""A run folder from its beginning to the weights it leaves behind.
+
+recipe.yaml  metrics.jsonl  curve.png  previews/  checkpoints/  controlnet/
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from jdmctl.errors import JdmError
+from jdmctl.training.atomic import whole_folder, write_text
+from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.loop import fit
+from jdmctl.training.observer import RunObserver, Validation
+from jdmctl.training.plan import BatchSource, Settings, Stage
+from jdmctl.training.state import Stateful
+
+RECIPE_FILE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run needs, made and ready."""
+
+    recipe: str  # the resolved recipe, as text
+    stages: Sequence[Stage]
+    batches: BatchSource
+    settings: Settings
+    validation: Validation
+    extra: Mapping[str, Stateful]
+    products: Mapping[str, Callable[[Path], None]]  # folder name -> writes the weights into it
+
+
+def make_accelerator(device: str, precision: str) -> Accelerator:
+    """On a device, or by default on a GPU if there is one. Raises JdmError if that device is not there."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise JdmError(f"device {device} is not there", hint="leave out --device, or give --device cpu")
+    if device.startswith("cuda:"):
+        os.environ["ACCELERATE_TORCH_DEVICE"] = device
+    is_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    return Accelerator(cpu=is_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+
+
+def require_new(folder: Path) -> None:
+    """Raises JdmError if a run is already there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise JdmError(
+            f"{folder} is already there",
+            hint=f"go on with it (jdmctl add-control {folder} --resume), or choose another --output",
+        )
+
+
+def require_resumable(folder: Path) -> None:
+    """Raises JdmError if no run was started there."""
+    if not (folder / RECIPE_FILE).is_file():
+        raise JdmError(
+            f"nothing to resume: {folder} holds no run",
+            hint="leave out --resume to start one, or give the run's folder",
+        )
+
+
+def train(
+    run: Run,
+    folder: Path,
+    accelerator: Accelerator,
+    show: Callable[[Mapping[str, Any]], None],
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Train in `folder` and write its products from the best averaged weights.
+
+    Returns what came out: the products' folders and the best validation's values.
+    """
+    metadata = {"jdmctl_recipe": run.recipe}
+    if accelerator.is_main_process:
+        write_text(folder / RECIPE_FILE, run.recipe)
+    checkpoints = Checkpoints(folder / "checkpoints", metadata)
+    state = fit(
+        run.stages,
+        run.batches,
+        run.settings,
+        accelerator=accelerator,
+        checkpoints=checkpoints,
+        observer=RunObserver(folder, run.validation, show),
+        extra=run.extra,
+        resume=resume,
+    )
+    if accelerator.is_main_process:
+        state.load_average(checkpoints, checkpoints.folder / state.best["name"])
+        with state.average.applied():
+            for name, write in run.products.items():
+                with whole_folder(folder / name) as partial:
+                    write(partial)
+                    _add_metadata(partial, metadata)
+    accelerator.wait_for_everyone()
+    best = {key: value for key, value in state.best.items() if key != "score"}
+    return {"products": {name: str(folder / name) for name in run.products}, "best": best}
+
+
+def _add_metadata(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Let weights say how they were made."""
+    for file in folder.rglob("*.safetensors"):
+        save_file(load_file(file), file, metadata={"format": "pt", **metadata})

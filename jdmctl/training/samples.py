@@ -1,0 +1,160 @@
+"""Samples from the kinds of data there are: pictures, condition maps, or prompts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jdmctl import __version__
+from jdmctl.controls.base import Control
+from jdmctl.data.cache import ConditionCache
+from jdmctl.training.draws import SampleDraws
+from jdmctl.types import Codec, Prompt, Student
+
+_KEPT_BYTES = 2**31  # of conditions and pictures in memory; beyond that they are made or read again
+
+
+class Pictures(Protocol):
+    def __len__(self) -> int: ...
+
+    def text(self, index: int) -> str: ...
+
+    def image(self, index: int) -> Tensor: ...  # [3, H, W] in [0, 1]
+
+
+class ConditionMaps(Protocol):
+    def __len__(self) -> int: ...
+
+    def text(self, index: int) -> str: ...
+
+    def conditions(self, index: int) -> Mapping[str, Tensor]: ...  # [3, H, W] in [0, 1]
+
+
+@dataclass(frozen=True)
+class StudentPictures:
+    """Prompts, each with the picture that the frozen student draws for it: no data set is needed.
+
+    Conditions of such pictures are what the student can draw, so requests match what it knows.
+    """
+
+    texts: Sequence[str]
+    student: Student
+    codec: Codec
+    encode_prompt: Callable[[Sequence[str]], Prompt]
+    latent_shape: tuple[int, int, int]
+    seed: int
+    device: torch.device | str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def text(self, index: int) -> str:
+        return self.texts[index]
+
+    @torch.no_grad()
+    def image(self, index: int) -> Tensor:
+        draws = SampleDraws(self.seed, "student pictures", [index], self.device)
+        noise = draws.normal("noise", self.latent_shape)
+        x0 = self.student.generate(noise, self.encode_prompt([self.texts[index]]), None)
+        return self.codec.decode(x0)[0].clamp(0, 1).cpu()
+
+
+@dataclass(frozen=True)
+class PictureSamples:
+    """Pictures with the conditions that are extracted from them when they are first asked for.
+
+    One picture at a time: what a network makes of a picture can differ in the last bit with the
+    rest of its batch, and a resumed run must see what it would have seen.
+    """
+
+    pictures: Pictures
+    extractors: Mapping[str, Callable[[Tensor], Tensor]]  # control -> ([B,3,H,W] -> [B,3,H,W])
+    _kept: dict[int, tuple[Tensor, dict[str, Tensor]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def text(self, index: int) -> str:
+        return self.pictures.text(index)
+
+    def take(self, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = [self._row(index) for index in indices]
+        conditions = {name: torch.stack([row[name] for _, row in rows]) for name in self.extractors}
+        return torch.stack([image for image, _ in rows]), conditions
+
+    def _row(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        if index in self._kept:
+            return self._kept[index]
+        image = self.pictures.image(index)
+        row = (image, {name: make(image[None])[0] for name, make in self.extractors.items()})
+        if len(self._kept) < _KEPT_BYTES // (image.nbytes * (1 + len(self.extractors))):
+            self._kept[index] = row
+        return row
+
+
+@dataclass(frozen=True)
+class MapSamples:
+    """Ready-made condition maps with prompts; their pictures are not known."""
+
+    maps: ConditionMaps
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def text(self, index: int) -> str:
+        return self.maps.text(index)
+
+    def take(self, indices: Sequence[int]) -> tuple[None, dict[str, Tensor]]:
+        rows = [self.maps.conditions(index) for index in indices]
+        return None, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of the samples: a split."""
+
+    whole: PictureSamples | MapSamples
+    indices: range
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def text(self, index: int) -> str:
+        return self.whole.text(self.indices[index])
+
+    def take(self, indices: Sequence[int]) -> tuple[Tensor | None, dict[str, Tensor]]:
+        return self.whole.take([self.indices[index] for index in indices])
+
+
+def split(whole: PictureSamples | MapSamples, num_samples: int, num_validation: int) -> tuple[Part, Part]:
+    """The first samples to train on, the last ones held out.
+
+    `num_samples` 0 takes all. At most a quarter is held out; from fewer than four samples nothing
+    can be, and training samples serve twice.
+    """
+    size = min(num_samples or len(whole), len(whole))
+    held_out = min(num_validation, size // 4)
+    train = Part(whole, range(size - held_out))
+    return train, Part(whole, range(size - held_out, size)) if held_out else train
+
+
+def extractor(
+    control: Control, options: Mapping[str, Any], cache: Path, device: torch.device | str
+) -> Callable[[Tensor], Tensor]:
+    """Exact conditions of pictures on the CPU, [B, 3, H, W] both.
+
+    What a network extracts is kept on disk by the picture's content; the others cost less to make
+    again than to read.
+    """
+
+    def extract(images: Tensor) -> Tensor:
+        return control.condition(images.to(device)).float().cpu()
+
+    if control.gradient != "network":
+        return extract
+    return ConditionCache(cache, extract, control.name, options, __version__)

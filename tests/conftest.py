@@ -1,0 +1,44 @@
+"""Fixtures that several tests share. Nothing here needs the network or trained weights."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory) -> Path:
+    """A world of random weights, as `jdmctl world build` would lay it out; see tests/tiny_sd.py."""
+    from tiny_sd import write_world
+
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tiny_world) -> tuple[Path, Path]:
+    """Teacher and one-step student of that world: two ordinary StableDiffusionPipeline folders."""
+    return tiny_world / "teacher", tiny_world / "student"
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """An imagefolder of a dozen captioned 64 px pictures of coloured boxes."""
+    from tiny_sd import write_photos
+
+    folder = tmp_path_factory.mktemp("photos")
+    write_photos(folder, number=12)
+    return folder
+
+
+@pytest.fixture
+def in_tiny_world(tiny_world, tmp_path, monkeypatch) -> Path:
+    """`tiny` in recipes and commands means the random world; run folders and caches go to a folder of their own."""
+    monkeypatch.setenv("JDMCTL_WORLD", str(tiny_world))
+    monkeypatch.setenv("JDMCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -1,0 +1,106 @@
+"""Checkpoints are whole or absent, and hold what was put in."""
+
+import errno
+import os
+import shutil
+
+import pytest
+import torch
+
+from jdmctl.errors import JdmError, MissingWeightsError
+from jdmctl.training.atomic import whole_folder
+from jdmctl.training.checkpoint import Checkpoints
+
+TENSORS = {
+    "weights": {"a": torch.arange(3.0)},
+    "average": {"a": torch.ones(2, dtype=torch.bfloat16)},
+}
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path, {"recipe": "name: x"})
+    path = checkpoints.save("step-000001", TENSORS, {"order": 1, "loss": 0.1 + 0.2})
+    tensors, state = checkpoints.load(path)
+    assert state == {"order": 1, "loss": 0.1 + 0.2}
+    for stem, group in TENSORS.items():
+        for name, value in group.items():
+            assert torch.equal(tensors[stem][name], value) and tensors[stem][name].dtype == value.dtype
+
+
+def test_every_safetensors_file_carries_the_recipe(tmp_path):
+    from safetensors import safe_open
+
+    path = Checkpoints(tmp_path, {"recipe": "name: x"}).save("step-000001", TENSORS, {"order": 1})
+    with safe_open(path / "weights.safetensors", "pt") as file:
+        assert file.metadata()["recipe"] == "name: x"
+
+
+def test_latest_goes_by_order_and_ignores_what_is_half_written(tmp_path):
+    """A killed process leaves a hidden folder, and a step-000009 of an earlier stage is not the latest."""
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest() is None
+    checkpoints.save("fake-score-warmup-000009", TENSORS, {"order": 9})
+    newest = checkpoints.save("step-000001", TENSORS, {"order": 10})
+    half = tmp_path / ".step-000002.partial"
+    shutil.copytree(newest, half)
+    (tmp_path / "step-000003").mkdir()  # no state.json: not a checkpoint
+    assert checkpoints.latest() == newest
+    checkpoints.prune({"step-000001"})
+    assert os.listdir(tmp_path) == ["step-000001"]
+
+
+def test_saving_again_replaces(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save("step-000001", {"weights": {"a": torch.zeros(3)}}, {"order": 1})
+    path = checkpoints.save("step-000001", TENSORS, {"order": 1})
+    assert torch.equal(checkpoints.load(path)[0]["weights"]["a"], torch.arange(3.0))
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_and_leaves_the_last_checkpoint(tmp_path, monkeypatch, code):
+    checkpoints = Checkpoints(tmp_path)
+    first = checkpoints.save("step-000001", TENSORS, {"order": 1})
+
+    def full(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JdmError, match="disk is full: could not save .*step-000002") as caught:
+        checkpoints.save("step-000002", TENSORS, {"order": 2})
+    assert "--resume" in caught.value.hint
+    assert os.listdir(tmp_path) == ["step-000001"]
+    assert checkpoints.latest() == first
+
+
+def test_a_file_that_the_system_cuts_short_leaves_nothing(tmp_path):
+    """A real write error from inside safetensors: the process may not write files beyond 64 KiB."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+    try:
+        with pytest.raises(JdmError, match="could not save"):
+            Checkpoints(tmp_path).save("step-000001", {"weights": {"a": torch.zeros(1 << 16)}}, {"order": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_exception_inside_leaves_the_folder_as_it_was(tmp_path):
+    target = tmp_path / "controlnet"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        with whole_folder(target) as partial:
+            (partial / "new").write_text("new")
+            raise ZeroDivisionError
+    assert os.listdir(tmp_path) == ["controlnet"]
+    assert os.listdir(target) == ["old"]
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save("step-000001", TENSORS, {"order": 1})
+    file = path / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(MissingWeightsError, match="step-000001 cannot be read"):
+        checkpoints.load(path)

@@ -1,0 +1,154 @@
+"""The family's contract, on a small random StableDiffusionPipeline folder."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from jdmctl.errors import BadInputError, ConditionMismatchError, MissingWeightsError
+from jdmctl.families.stable_diffusion import StableDiffusion
+from jdmctl.tinyworld import models
+from jdmctl.tinyworld.stages.diffusion import pipeline
+
+PROMPTS = ["a red cone", "a blue cube on a tan floor"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = models.tokenizer(PROMPTS)
+    pipe = pipeline(
+        models.vae(block_out_channels=(8, 16, 16)), models.text_encoder(tokenizer), tokenizer,
+        models.unet(block_out_channels=(16, 32, 32)), models.teacher_scheduler(),
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("pipeline") / "teacher"
+    pipe.save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def family(folder):
+    return StableDiffusion.load(folder, folder)
+
+
+def noise(family, seed=0):
+    return torch.randn(2, *family.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_sizes(family):
+    assert family.latent_shape == (4, 16, 16)
+    assert family.resolution_px == 64
+    assert family.codec.decode(noise(family)).shape == (2, 3, 64, 64)
+    assert family.codec.encode(torch.rand(2, 3, 64, 64)).shape == (2, 4, 16, 16)
+
+
+def test_one_step_equals_the_v_prediction_formula(family):
+    """x0 = alpha x_t - sigma v at timestep 999, with x_t the noise itself."""
+    prompt, x_t = family.encode_prompt(PROMPTS), noise(family)
+    v = family.student.backbone(x_t, 999, encoder_hidden_states=prompt).sample
+    alpha_squared = models.teacher_scheduler().alphas_cumprod[999]
+    expected = alpha_squared.sqrt() * x_t - (1 - alpha_squared).sqrt() * v
+    torch.testing.assert_close(family.student.generate(x_t, prompt), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_multistep_is_the_diffusers_pipeline(family, folder):
+    """The guided DDIM baseline equals StableDiffusionPipeline's own loop."""
+    pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(PROMPTS, latents=noise(family), num_inference_steps=4, guidance_scale=2.0, output_type="latent")
+    ours = family.multistep(noise(family), family.encode_prompt(PROMPTS), 4, guidance_scale=2.0)
+    torch.testing.assert_close(ours, expected.images, atol=1e-4, rtol=1e-4)
+
+
+def test_a_new_branch_changes_nothing_and_a_trained_one_does(family):
+    prompt, x_t = family.encode_prompt(PROMPTS), noise(family)
+    controls = {"canny": torch.rand(2, 3, 64, 64)}
+    free = family.student.generate(x_t, prompt)
+    branch = family.add_control_branch("canny")
+    torch.testing.assert_close(family.student.generate(x_t, prompt, controls), free)
+    torch.nn.init.normal_(branch.controlnet_mid_block.weight)
+    obeying = family.student.generate(x_t, prompt, controls)
+    assert (obeying - free).abs().max() > 1e-3
+    family.student.control_scales["canny"] = 0.0
+    torch.testing.assert_close(family.student.generate(x_t, prompt, controls), free)
+
+
+def test_only_the_branch_is_trainable(family):
+    assert not family.student.trainable()
+    branch = family.add_control_branch("canny")
+    assert {id(p) for p in family.student.trainable()} == {id(p) for p in branch.parameters()}
+    assert not family.teacher.trainable()
+
+
+def test_lora_fake_score_starts_as_the_teacher_and_shares_its_storage(family):
+    fake = family.make_fake_score("lora", rank=4)
+    prompt, x_t, t = family.encode_prompt(PROMPTS), noise(family), torch.tensor([0.3, 0.9])
+    torch.testing.assert_close(fake(x_t, t, prompt), family.teacher(x_t, t, prompt), atol=1e-5, rtol=1e-5)
+    storage = {p.data_ptr() for p in family.teacher.backbone.parameters()}
+    assert storage <= {p.data_ptr() for p in fake.backbone.parameters()}
+    trained = fake.trainable()
+    assert trained and not storage & {p.data_ptr() for p in trained}
+
+
+def test_full_fake_score_is_a_separate_copy(family):
+    fake = family.make_fake_score("full")
+    storage = {p.data_ptr() for p in family.teacher.backbone.parameters()}
+    assert not storage & {p.data_ptr() for p in fake.trainable()}
+    assert len(fake.trainable()) == len(list(family.teacher.backbone.parameters()))
+
+
+def test_conditional_fake_score_has_its_own_branch(family):
+    family.add_control_branch("canny")
+    fake = family.make_fake_score("lora", controls=["canny"])
+    assert fake.branches["canny"] is not family.student.branches["canny"]
+
+
+def test_a_saved_branch_comes_back(family, folder, tmp_path):
+    branch = family.add_control_branch("canny")
+    torch.nn.init.normal_(branch.controlnet_mid_block.weight)
+    family.save_control_branch("canny", tmp_path / "controlnet")
+    other = StableDiffusion.load(folder, folder)
+    loaded = other.add_control_branch("canny", tmp_path / "controlnet")
+    torch.testing.assert_close(loaded.controlnet_mid_block.weight, branch.controlnet_mid_block.weight)
+
+
+def test_another_pipeline_is_refused(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "xl")
+    index = json.loads((other / "model_index.json").read_text()) | {"_class_name": "StableDiffusionXLPipeline"}
+    (other / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInputError, match="is a StableDiffusionXLPipeline"):
+        StableDiffusion.load(folder, other)
+
+
+def test_a_pickle_is_refused(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "pickled")
+    (other / "unet" / "diffusion_pytorch_model.safetensors").rename(other / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(MissingWeightsError, match="pickle"):
+        StableDiffusion.load(other, folder)
+
+
+def test_a_truncated_file_is_refused(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "cut")
+    file = other / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(MissingWeightsError, match="diffusion_pytorch_model"):
+        StableDiffusion.load(other, folder)
+
+
+def test_a_missing_folder_is_told(folder, tmp_path):
+    with pytest.raises(MissingWeightsError, match="nowhere"):
+        StableDiffusion.load(tmp_path / "nowhere", folder)
+
+
+def test_a_branch_of_another_backbone_is_refused(family, tmp_path):
+    other = models.unet(block_out_channels=(8, 16, 16))
+    from diffusers import ControlNetModel
+
+    ControlNetModel.from_unet(other, conditioning_embedding_out_channels=(16, 32, 96)).save_pretrained(tmp_path / "c")
+    with pytest.raises(ConditionMismatchError, match="block_out_channels"):
+        family.add_control_branch("canny", tmp_path / "c")
+    ControlNetModel.from_unet(family.student.backbone).save_pretrained(tmp_path / "d")  # for a VAE of factor 8
+    with pytest.raises(ConditionMismatchError, match="8 times"):
+        family.add_control_branch("canny", tmp_path / "d")

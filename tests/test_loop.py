@@ -1,0 +1,225 @@
+"""The loop: order of phases, stages, resuming, averages, calibration, and what stops it."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from jdmctl.errors import JdmError, MissingWeightsError, NonFiniteLossError, RunInterrupted
+from jdmctl.training.calibration import calibrated_weights, is_level, rebalanced_weights
+from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.ema import MovingAverage
+from jdmctl.types import Losses
+from toy_training import TEACHER, ToyBatches, ToyStep, Watcher, stages, train
+
+
+class StopAt(Watcher):
+    """Presses Ctrl-C when it is shown a certain step."""
+
+    def __init__(self, step, stage, at):
+        super().__init__(step)
+        self.where = (stage, at)
+
+    def log(self, record):
+        super().log(record)
+        if (record["stage"], record["step"]) == self.where and record["event"] == "step":
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def everything(step, state):
+    moments = [v for o in state.optimizers.values() for s in o.state.values() for v in s.values()]
+    return [step.student, step.fake, *state.average.values, *moments]
+
+
+def test_phases_run_in_order_and_as_often_as_they_say(tmp_path):
+    step = ToyStep(fake_updates=3)
+    train(tmp_path, step, stages(step, warmup_steps=0, num_steps=2))
+    assert step.calls == ["fake_score"] * 3 + ["student"] + ["fake_score"] * 3 + ["student"]
+
+
+def test_the_student_reaches_the_fixed_point(tmp_path):
+    """fake = student and student = teacher + 0.1 fake, so student = teacher / 0.9; the noise of a batch of 64 leaves
+    about learning rate x sign flips = 0.03 around it."""
+    step = ToyStep()
+    train(tmp_path, step, stages(step, num_steps=300), ToyBatches(64))
+    assert torch.allclose(step.student, TEACHER / 0.9, atol=0.1)
+
+
+def test_pieces_change_memory_not_the_result(tmp_path):
+    results = []
+    for pieces in (1, 4):
+        step = ToyStep()
+        train(
+            tmp_path / str(pieces),
+            step,
+            None,
+            ToyBatches(8, pieces),
+            gradient_accumulation_steps=pieces,
+        )
+        results.append(step.student.detach())
+    assert torch.allclose(*results, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage, at", [("fake-score-warmup", 10), ("training", 10), ("training", 20)])
+def test_a_resumed_run_is_bit_identical(tmp_path, stage, at):
+    whole = ToyStep()
+    state, _ = train(tmp_path / "whole", whole, stages(whole, 20, 30))
+    cut = ToyStep()
+    with pytest.raises(RunInterrupted) as caught:
+        train(tmp_path / "cut", cut, stages(cut, 20, 30), watcher=StopAt(cut, stage, at))
+    assert "--resume" in caught.value.hint and str(tmp_path / "cut") in caught.value.hint
+    again = ToyStep()
+    resumed, _ = train(tmp_path / "cut", again, stages(again, 20, 30), resume=True)
+    for a, b in zip(everything(whole, state), everything(again, resumed), strict=True):
+        assert torch.equal(a, b)
+    assert resumed.updates == state.updates == {"fake_score": 20 + 60, "student": 30}
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    step = ToyStep()
+    train(tmp_path, step)
+    again = ToyStep()
+    train(tmp_path, again, resume=True)
+    assert torch.equal(step.student, again.student) and not again.calls
+
+
+def test_on_start_runs_once_however_often_the_run_is_resumed(tmp_path):
+    started = []
+
+    def parts(step):
+        return stages(step, on_start=lambda: started.append(1))
+
+    step = ToyStep()
+    with pytest.raises(RunInterrupted):
+        train(tmp_path, step, parts(step), watcher=StopAt(step, "training", 10))
+    again = ToyStep()
+    train(tmp_path, again, parts(again), resume=True)
+    assert started == [1]
+
+
+def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
+    train(tmp_path, ToyStep())
+    wide = ToyStep(student=nn.Parameter(torch.zeros(5)))
+    with pytest.raises(MissingWeightsError, match="other weights than this recipe trains"):
+        train(tmp_path, wide, resume=True)
+
+
+def test_warm_up_ends_when_its_loss_is_level(tmp_path):
+    """A constant target and no noise: the loss is level at the first look that sees two windows, step 40."""
+    step = ToyStep()
+
+    def constant(batch):
+        total = 0 * step.fake.sum() + 1
+        return Losses(total, {"fake_score_loss": total.detach()})
+
+    step.fake_loss = constant
+    warmup, main = stages(step, warmup_steps=100, num_steps=1)
+    object.__setattr__(warmup, "until_level", True)
+    state, watcher = train(tmp_path, step, [warmup, main])
+    assert max(r["step"] for r in watcher.records if r["stage"] == "fake-score-warmup") == 40
+    assert state.updates["fake_score"] == 40 + step.fake_updates
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_the_last_good_checkpoint(tmp_path):
+    step = ToyStep()
+    honest = step.student_loss
+
+    def breaks_at_13(batch):
+        losses = honest(batch)
+        factor = torch.nan if step.calls.count("student") >= 13 else 1
+        return Losses(losses.total * factor, losses.logs)
+
+    step.student_loss = breaks_at_13
+    with pytest.raises(NonFiniteLossError, match="training step 13 .*student_update_norm.*step-000010"):
+        train(tmp_path, step)
+    assert Checkpoints(tmp_path / "checkpoints").latest().name == "step-000010"
+
+
+def test_the_best_and_the_last_checkpoint_are_kept(tmp_path):
+    """The score falls once the student has passed an early best, here by a score that prefers step 10."""
+    step = ToyStep()
+
+    class PrefersTen(Watcher):
+        def validate(self):
+            count = step.calls.count("student")
+            return {"score": -abs(count - 10.0)}
+
+    state, _ = train(tmp_path, step, stages(step, 0, 30), watcher=PrefersTen(step))
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000010", "step-000030"]
+    assert state.best == {"name": "step-000010", "score": 0.0}
+
+
+def test_validation_and_previews_see_the_average(tmp_path):
+    step = ToyStep()
+    seen = []
+
+    class Looks(Watcher):
+        def preview(self, name):
+            super().preview(name)
+            seen.append(step.student.detach().clone())
+
+    state, watcher = train(tmp_path, step, stages(step, 0, 20), watcher=Looks(step))
+    assert watcher.previews == ["step-000000", "step-000010", "step-000020"]
+    assert torch.equal(seen[-1], state.average.values[0])
+    assert not torch.equal(seen[-1], step.student)
+
+
+def test_a_stage_hands_on_its_average(tmp_path):
+    """A first stage that averages starts the second from its average; the fake score is left as it was trained."""
+    step = ToyStep()
+    first, second = (stages(step, 0, n)[0] for n in (20, 1))
+    start = []
+    object.__setattr__(second, "on_start", lambda: start.append(step.student.detach().clone()))
+    alone = ToyStep()
+    state, _ = train(tmp_path / "alone", alone, stages(alone, 0, 20))
+    train(tmp_path / "two", step, [first, second])
+    assert torch.equal(start[0], state.average.values[0])
+
+
+def test_records_tell_speed_and_time_left(tmp_path):
+    step = ToyStep()
+    _, watcher = train(tmp_path, step)
+    record = [r for r in watcher.records if r["event"] == "step" and r["stage"] == "training"][0]
+    assert record["step"] == 10 and record["num_steps"] == 20
+    assert record["samples_per_second"] > 0 and record["seconds_left"] > 0
+    assert {"student_loss", "fake_score_loss", "student_update_norm"} <= record.keys()
+
+
+def test_moving_average():
+    """Decay at updates 0 and 1 is min(0.99, 1/10) and min(0.99, 2/11): from 0, with the parameter at 1,
+    the mean is 0.9 and then 0.9 + (9/11) 0.1."""
+    parameter = nn.Parameter(torch.zeros(1))
+    average = MovingAverage([parameter], 0.99)
+    parameter.data.fill_(1)
+    average.update()
+    assert average.values[0].item() == pytest.approx(0.9)
+    average.update()
+    assert average.values[0].item() == pytest.approx(0.9 + 0.1 * 9 / 11)
+    with average.applied():
+        assert parameter.item() == pytest.approx(0.9 + 0.1 * 9 / 11)
+    assert parameter.item() == 1
+
+
+def test_is_level():
+    """Falling by 10% a window is not level, by 1% is; fewer than two windows never are."""
+    assert not is_level([1.0] * 39)
+    assert not is_level([1.0] * 20 + [0.9] * 20)
+    assert is_level([1.0] * 20 + [0.99] * 20)
+
+
+def test_calibrated_weights():
+    """lambda |grad E| / |grad fidelity| is the ratio asked for: 0.5 * 32 / 0.004 = 4000."""
+    norms = {"fidelity": 32.0, "canny": 0.004, "depth": 8.0}
+    assert calibrated_weights(norms, {"canny": 0.5, "depth": 0}) == {"canny": 4000.0, "depth": 0.0}
+
+
+def test_a_gradient_that_vanishes_cannot_be_calibrated():
+    with pytest.raises(JdmError, match="canny has no gradient"):
+        calibrated_weights({"fidelity": 1.0, "canny": 0.0}, {"canny": 1.0})
+
+
+def test_rebalancing_is_a_geometric_step():
+    """A fifth of the way from 1 to 32 in logarithms is 2."""
+    assert rebalanced_weights({"canny": 1.0}, {"canny": 32.0}, 0.2)["canny"] == pytest.approx(2.0)

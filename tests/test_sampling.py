@@ -1,0 +1,119 @@
+"""Drawing from seeds, and the pictures that say how they were made."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from jdmctl.errors import BadInputError, ConditionMismatchError
+from jdmctl.families.stable_diffusion import StableDiffusion
+from jdmctl.sampling import draw, eight_bit, fingerprint, grid, read_record, save_picture, seed_noise, to_picture
+
+PROMPTS = ["a red cone", "a blue cube on a tan floor", "a torus"]
+
+
+@pytest.fixture(scope="module")
+def family(tiny_folders):
+    """With a branch that adds something: its output convolutions, zero when new, are filled."""
+    teacher, student = tiny_folders
+    family = StableDiffusion.load(teacher=teacher, student=student)
+    branch = family.add_control_branch("depth")
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for convolution in (*branch.controlnet_down_blocks, branch.controlnet_mid_block):
+            convolution.weight.normal_(0, 0.3, generator=generator)
+    return family
+
+
+@pytest.fixture
+def condition(family):
+    size = family.resolution_px
+    return torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(4))
+
+
+def test_one_seed_gives_what_a_diffusers_pipeline_gives(tiny_folders, family):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_folders[1], safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = [
+        pipe(
+            prompt,
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="pt",
+        ).images[0]
+        for prompt, seed in zip(PROMPTS, (5, 6, 7), strict=True)
+    ]
+    ours = draw(family, PROMPTS, (5, 6, 7))
+    assert (ours - torch.stack(theirs)).abs().max() < 1 / 255
+
+
+def test_a_picture_depends_on_its_own_seed_alone(family, condition):
+    """Not on the others of the batch, nor on the size of batches."""
+    whole = draw(family, PROMPTS, (0, 1, 2), {"depth": condition})
+    alone = draw(family, PROMPTS[2:], (2,), {"depth": condition[2:]})
+    pieces = draw(family, PROMPTS, (0, 1, 2), {"depth": condition}, batch_size=1)
+    torch.testing.assert_close(whole[2:], alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(whole, pieces, atol=1e-5, rtol=0)
+    assert not torch.equal(seed_noise((0,), (4, 2, 2)), seed_noise((1,), (4, 2, 2)))
+    assert whole.min() >= 0 and whole.max() <= 1
+
+
+def test_scale_goes_from_no_control_to_full_control(family, condition):
+    plain = draw(family, PROMPTS, (0, 1, 2))
+    full = draw(family, PROMPTS, (0, 1, 2), {"depth": condition})
+    none = draw(family, PROMPTS, (0, 1, 2), {"depth": condition}, scales={"depth": 0.0})
+    assert (full - plain).abs().max() > 10 / 255
+    torch.testing.assert_close(none, plain, atol=1e-5, rtol=0)
+    torch.testing.assert_close(draw(family, PROMPTS, (0, 1, 2), {"depth": None}), plain)
+    after = draw(family, PROMPTS, (0, 1, 2), {"depth": condition})
+    torch.testing.assert_close(after, full)  # a scale does not outlast its call
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "complaint"),
+    [
+        ("canny", (1, 3, 64, 64), "no control branch named canny .it has depth"),
+        ("depth", (1, 3, 32, 64), "64 x 32 px with 3 channels, this student takes 64 x 64"),
+        ("depth", (1, 1, 64, 64), "64 x 64 px with 1 channels"),
+    ],
+)
+def test_conditions_that_do_not_fit_are_refused(family, name, shape, complaint):
+    with pytest.raises(ConditionMismatchError, match=complaint) as caught:
+        draw(family, PROMPTS[:1], (0,), {name: torch.zeros(shape)})
+    assert f"{name}=" in caught.value.hint
+
+
+def test_record_survives_in_the_file(tmp_path):
+    record = {"prompt": "ein Würfel, « schön »", "seed": 3, "controls": {"depth": {"scale": 0.5}}}
+    path = tmp_path / "new" / "picture.png"
+    image = torch.rand(3, 8, 8)
+    save_picture(to_picture(image), path, record)
+    assert read_record(path) == record
+    with Image.open(path) as picture:
+        assert json.loads(picture.text["jdmctl"]) == record  # any PNG reader finds it
+        pixels = torch.tensor(list(picture.convert("RGB").get_flattened_data())).view(8, 8, 3)
+    torch.testing.assert_close(pixels.permute(2, 0, 1) / 255, eight_bit(image))
+    Image.new("RGB", (8, 8)).save(path)
+    with pytest.raises(BadInputError, match="does not say"):
+        read_record(path)
+
+
+def test_fingerprint_is_of_the_saved_pixels():
+    """sha256 of twelve zero bytes; what rounds to the same 8 bits has the same fingerprint."""
+    zero = "15ec7bf0b50732b49f8228e07d24365338f9e3ab994b00af08e5a3bffe55fd8b"
+    assert fingerprint(torch.zeros(3, 2, 2)) == zero
+    assert fingerprint(torch.full((3, 2, 2), 0.4 / 255)) == zero
+    assert fingerprint(torch.full((3, 2, 2), 0.6 / 255)) != zero
+
+
+def test_grid_places_pictures_under_their_titles():
+    """Cells of 64 px are doubled to 128 and 136 px apart; an absent picture stays white."""
+    red, green = torch.zeros(3, 64, 64), torch.zeros(3, 64, 64)
+    red[0], green[1] = 1, 1
+    sheet = grid(["condition", "output"], [("first", [red, green]), ("second", [None, red])])
+    assert sheet.width == 8 + 2 * 136
+    colors = [sheet.getpixel((x, y)) for y in (100, 260) for x in (70, 206)]
+    assert colors == [(255, 0, 0), (0, 255, 0), (255, 255, 255), (255, 0, 0)]

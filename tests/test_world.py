@@ -1,0 +1,73 @@
+"""A miniature world is built by the same command that builds the shipped one, from scenes and from a folder."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from PIL import Image
+from transformers import AutoModelForDepthEstimation, AutoModelForImageClassification
+
+from jdmctl.errors import BadInputError
+from jdmctl.tinyworld.make import build_world
+from jdmctl.tinyworld.source import captioned_folder, scenes
+
+
+@pytest.mark.slow
+def test_a_miniature_world_is_made_of_ordinary_folders(tmp_path):
+    world = tmp_path / "world"
+    said = []
+    build_world(lambda split: scenes(split, 40, tmp_path), world, budget=0.0005, say=said.append)
+
+    pipe = StableDiffusionPipeline.from_pretrained(world / "teacher", safety_checker=None)
+    assert pipe("a red cone", num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
+    branch = ControlNetModel.from_pretrained(world / "controlnet_depth")
+    student = StableDiffusionControlNetPipeline.from_pretrained(
+        world / "student", controlnet=branch, safety_checker=None
+    )
+    drawn = student(
+        "a red cone", image=torch.rand(1, 3, 64, 64), num_inference_steps=1, guidance_scale=0.0, output_type="np"
+    )
+    assert student.scheduler.timesteps.tolist() == [999]
+    assert np.isfinite(drawn.images).all()
+    for name in ("depth", "depth_heldout"):
+        network = AutoModelForDepthEstimation.from_pretrained(world / name)
+        assert network(torch.rand(1, 3, 64, 64)).predicted_depth.shape == (1, 64, 64)
+    assert AutoModelForImageClassification.from_pretrained(world / "classifier").config.id2label[0] == "shape: sphere"
+    report = json.loads((world / "report.json").read_text())
+    assert {"test: teacher shape", "test: student frechet", "val: controlnet_canny f1"} <= set(report)
+    assert not list(world.rglob("*.bin"))
+
+    said.clear()
+    build_world(lambda split: scenes(split, 40, tmp_path), world, budget=0.0005, say=said.append)
+    assert all(line.endswith("done before") for line in said)
+
+
+def test_a_folder_of_captioned_images_is_split_by_caption(tmp_path):
+    rows = []
+    for i in range(120):
+        Image.new("RGB", (40, 40), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"a {'red' if i % 2 else 'dark'} square number {i // 2}"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = {name: captioned_folder(tmp_path, name, 16) for name in ("train", "reference", "val", "test")}
+    assert sum(map(len, splits.values())) == 120
+    texts = [{row[0] for row in part.captions} for part in splits.values()]
+    assert len(set.union(*texts)) == sum(map(len, texts))
+    train = splits["train"]
+    red = train.labels.index("red: yes")
+    for i in range(len(train)):
+        assert train.truth[i, red] == ("red" in train.text(i))
+        assert train.truth[i].sum() == len(train.labels) / 2
+
+
+def test_a_folder_too_small_for_a_split_is_told(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a square"}')
+    found = []
+    for split in ("train", "reference", "val", "test"):
+        try:
+            found.append(captioned_folder(tmp_path, split, 16))
+        except BadInputError as problem:
+            assert "none of which fell to the split" in str(problem)
+    assert len(found) == 1
