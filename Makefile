@@ -6,7 +6,8 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/demo
 RECIPE ?= tiny/depth
-DEMO_STEPS ?=    # fewer updates than the recipe's, for a first look
+# fewer updates than the recipe's, for a first look
+DEMO_STEPS ?=
 
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
@@ -15,7 +16,8 @@ export HF_HUB_OFFLINE = 1
 
 demo: install
 	$(BIN)/jdmctl add-control $(RECIPE) --output $(RUN) \
-		$(if $(strip $(DEMO_STEPS)),--set training.num_steps=$(strip $(DEMO_STEPS)))
+		$(if $(wildcard $(RUN)/recipe.yaml),--resume) \
+		$(if $(DEMO_STEPS),--set training.num_steps=$(DEMO_STEPS))
 	$(BIN)/jdmctl sample $(RUN) --output $(RUN)/samples
 	@echo
 	@echo "what it drew:        $(RUN)/samples/grid.png"

@@ -6,10 +6,11 @@ expected, `tiny/...` means a folder of the embedded world and `tiny` its folder 
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,16 +20,11 @@ from pydantic import (
     model_validator,
 )
 
-from jdmctl.controls import CONTROLS
+from jdmctl.controls.base import control_names
 from jdmctl.families import FAMILIES
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-
-
-def control_names() -> list[str]:
-    """The built-in controls and those that other packages register, without importing any of them."""
-    return sorted({*CONTROLS, *(point.name for point in entry_points(group="jdmctl.controls"))})
 
 
 class Section(BaseModel):
@@ -44,8 +40,17 @@ class Model(Section):
     student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
 
 
+def _known_control(name: str) -> str:
+    known = control_names()
+    if name not in known:
+        close = get_close_matches(name, known, n=1)
+        advice = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+        raise ValueError(f"no control named '{name}', {advice}")
+    return name
+
+
 class Control(Section):
-    name: str
+    name: Annotated[str, AfterValidator(_known_control)]
     ratio: NonNegativeFloat = Field(1.0, description="|lambda grad energy| / |grad fidelity| once calibrated")
     init: str = Field("student", description="the branch starts as student, dsm, or a ControlNet")
     ramp_steps: Count = Field(
@@ -53,12 +58,6 @@ class Control(Section):
         description="steps over which lambda grows from 0; only a branch that starts blind needs it",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="of the control itself")
-
-    @model_validator(mode="after")
-    def _exists(self) -> Self:
-        if self.name not in control_names():
-            raise ValueError(f"no control named '{self.name}'; there are {', '.join(control_names())}")
-        return self
 
 
 class Objective(Section):

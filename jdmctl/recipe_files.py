@@ -95,7 +95,7 @@ def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), source: 
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = [_explain(details) for details in error.errors()]
+        problems = _problems(error.errors())
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise RecipeError(
             "\n  ".join([f"{source} has {count}:", *problems]),
@@ -163,6 +163,17 @@ def _read_yaml(text: str, source: str) -> Any:
 
 def _name(item: Any) -> Any:
     return item.get("name") if isinstance(item, dict) else None
+
+
+def _problems(errors: Sequence[ErrorDetails]) -> list[str]:
+    """A line for each, without those that only follow from others."""
+    places = [error["loc"] for error in errors]
+    return [
+        _explain(error)
+        for error in errors
+        if error["type"] != "default_factory_not_called"
+        and not any(len(place) > len(error["loc"]) and place[: len(error["loc"])] == error["loc"] for place in places)
+    ]
 
 
 def _explain(error: ErrorDetails) -> str:

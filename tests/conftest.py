@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import jdmctl  # noqa: F401  before diffusers and transformers: it mends torchvision
+
 
 @pytest.fixture(scope="session")
 def tiny_world(tmp_path_factory) -> Path:

@@ -62,13 +62,9 @@ class World:
 
     def batch(self) -> Batch:
         sign = torch.tensor([-1.0, 1.0], dtype=torch.float64)
-        z, c, noise, u = (
-            v.flatten() for v in torch.meshgrid(sign, sign, sign, self._u, indexing="ij")
-        )
+        z, c, noise, u = (v.flatten() for v in torch.meshgrid(sign, sign, sign, self._u, indexing="ij"))
         draws = GridDraws(z, noise, u)
-        return Batch(
-            None, {"request": (self.request_variance**0.5 * c).reshape(-1, 1, 1, 1)}, draws
-        )
+        return Batch(None, {"request": (self.request_variance**0.5 * c).reshape(-1, 1, 1, 1)}, draws)
 
     def step(self, student: "GaussianStudent", form: str, k: float, **fields) -> JDMStep:
         """The step at lambda / tau^2 = k, with tau^2 = 0.1 as in the examples of the docs."""
@@ -90,9 +86,7 @@ class World:
         )
         return JDMStep(**defaults | fields)
 
-    def denoise(
-        self, x_t: Tensor, t: Tensor, mean: Tensor | float, variance: Tensor | float
-    ) -> Tensor:
+    def denoise(self, x_t: Tensor, t: Tensor, mean: Tensor | float, variance: Tensor | float) -> Tensor:
         """E[x0 | x_t] for x0 ~ N(mean, variance)."""
         alpha, sigma = expand(self.schedule.alpha(t), x_t), expand(self.schedule.sigma(t), x_t)
         regression = alpha * variance / (alpha**2 * variance + sigma**2)

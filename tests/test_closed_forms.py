@@ -62,16 +62,12 @@ def test_step_gradient_is_that_of_the_objective(form, energy_at):
     step = world.step(student, form, k, energy_at=energy_at, energy_timesteps=low_noise)
     step.student_loss(world.batch()).total.backward()
 
-    g, s, b = (
-        p.detach().clone().requires_grad_() for p in (student.gain, student.spread, student.bias)
-    )
+    g, s, b = (p.detach().clone().requires_grad_() for p in (student.gain, student.spread, student.bias))
     a, d, v = world.alpha, world.sigma, world.request_variance
     p_mean, p_variance = a * world.mean, a**2 * world.variance + d**2
     if form == "conditional":
         q_variance = a**2 * s**2 + d**2
-        fidelity = gaussian_kl(a * b, q_variance, p_mean, p_variance) + a**2 * g**2 * v / (
-            2 * p_variance
-        )
+        fidelity = gaussian_kl(a * b, q_variance, p_mean, p_variance) + a**2 * g**2 * v / (2 * p_variance)
     else:
         fidelity = gaussian_kl(a * b, a**2 * (g**2 * v + s**2) + d**2, p_mean, p_variance)
     if energy_at == "clean":

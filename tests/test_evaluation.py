@@ -295,6 +295,9 @@ tail
 """
     assert filled == expected
     assert results.fill(filled, "depth", rows) == filled
+    chosen = document.replace("depth -->", "depth | frechet -->")
+    assert "| method | passes | frechet |\n" in results.fill(chosen, "depth", rows)
+    assert "depth error" not in results.fill(chosen, "depth", rows)
     with pytest.raises(JdmError, match="canny"):
         results.fill(document, "canny", rows)
 

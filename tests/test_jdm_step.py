@@ -81,9 +81,7 @@ def test_fake_score_loss_reaches_the_fake_score_alone(networks, batch):
 
 
 @pytest.mark.parametrize("form", ["marginal", "conditional"])
-def test_controls_go_to_the_student_and_in_the_conditional_form_to_the_fake_score(
-    networks, batch, form
-):
+def test_controls_go_to_the_student_and_in_the_conditional_form_to_the_fake_score(networks, batch, form):
     step = make_step(networks, form=form, energy_at="denoised")
     step.student_loss(batch)
     step.fake_score_loss(batch)

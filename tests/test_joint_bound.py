@@ -115,9 +115,7 @@ class MixtureDraws:
         z, z_weight = hermite(40)
         noise, noise_weight = hermite(3)
         sign, half = torch.tensor([-1.0, 1.0]).double(), torch.tensor([0.5, 0.5]).double()
-        self.z, self.c, self.noise = (
-            v.flatten() for v in torch.meshgrid(z, sign, noise, indexing="ij")
-        )
+        self.z, self.c, self.noise = (v.flatten() for v in torch.meshgrid(z, sign, noise, indexing="ij"))
         parts = torch.meshgrid(z_weight, half, noise_weight, indexing="ij")
         self.probability = (parts[0] * parts[1] * parts[2]).flatten()
         self.size = len(self.z)

@@ -6,13 +6,13 @@ import signal
 import pytest
 import torch
 from torch import nn
+from toy_training import TEACHER, ToyBatches, ToyStep, Watcher, stages, train
 
 from jdmctl.errors import JdmError, MissingWeightsError, NonFiniteLossError, RunInterrupted
 from jdmctl.training.calibration import calibrated_weights, is_level, rebalanced_weights
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.ema import MovingAverage
 from jdmctl.types import Losses
-from toy_training import TEACHER, ToyBatches, ToyStep, Watcher, stages, train
 
 
 class StopAt(Watcher):
@@ -29,7 +29,7 @@ class StopAt(Watcher):
 
 
 def everything(step, state):
-    moments = [v for o in state.optimizers.values() for s in o.state.values() for v in s.values()]
+    moments = [s[key] for o in state.optimizers.values() for s in o.state.values() for key in sorted(s)]
     return [step.student, step.fake, *state.average.values, *moments]
 
 

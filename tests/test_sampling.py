@@ -1,12 +1,18 @@
 """Drawing from seeds, and the pictures that say how they were made."""
 
+import hashlib
 import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError, ConditionMismatchError
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.sampling import draw, eight_bit, fingerprint, grid, read_record, save_picture, seed_noise, to_picture
@@ -117,3 +123,129 @@ def test_grid_places_pictures_under_their_titles():
     assert sheet.width == 8 + 2 * 136
     colors = [sheet.getpixel((x, y)) for y in (100, 260) for x in (70, 206)]
     assert colors == [(255, 0, 0), (0, 255, 0), (255, 255, 255), (255, 0, 0)]
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def jdmctl(monkeypatch, capsys):
+    """Runs a command in this process; returns exit code, stdout and stderr."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def branch(in_tiny_world, family):
+    """The family's branch, saved, in the folder where commands run."""
+    family.save_control_branch("depth", "branch")
+    return "branch"
+
+
+def pixels(path) -> torch.Tensor:
+    with Image.open(path) as picture:
+        return torch.tensor(list(picture.get_flattened_data()))
+
+
+def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl, branch, photos):
+    """The command in a picture's metadata gives the same pixels, although it was asked for with a
+    photo, at another place in a batch and with a scale."""
+    code, out, err = jdmctl(
+        *(
+            "sample",
+            "--student",
+            "tiny",
+            "--controlnet",
+            f"softedge={branch}",
+            "--control",
+            f"softedge={photos}/03.png",
+        ),
+        *("--prompt", "a red box", "--prompt", "a blue box", "--seed", 4, "--num", 2, "--scale", "softedge=0.7"),
+        *("--output", "first", "--json"),
+    )
+    assert code == 0, err
+    *records, last = [json.loads(line) for line in out.splitlines()]
+    assert last == {"grid": "first/grid.png"}
+    assert [(r["prompt"], r["seed"]) for r in records] == [
+        (prompt, seed) for prompt in ("a red box", "a blue box") for seed in (4, 5)
+    ]
+    chosen = records[3]
+    assert read_record(Path(chosen["file"])) == chosen
+    assert read_record(Path("first/grid.png"))["pictures"] == records
+    control = chosen["controls"]["softedge"]
+    assert control["scale"] == 0.7
+    assert control["condition_sha256"] == hashlib.sha256(Image.open(control["condition"]).tobytes()).hexdigest()
+    assert 0 <= chosen["adherence"]["softedge ssim"] <= 1
+
+    code, _, err = jdmctl(*shlex.split(chosen["command"])[1:], "--output", "second")
+    assert code == 0, err
+    assert torch.equal(pixels("second/000-seed5.png"), pixels(chosen["file"]))
+    assert not torch.equal(pixels("second/000-seed5.png"), pixels(records[1]["file"]))
+
+
+def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl, branch, photos):
+    """Twelve photos, a quarter of them held out: the last three."""
+    run = Path("runs/softedge")
+    run.mkdir(parents=True)
+    values = {
+        "name": "softedge",
+        "model": {"teacher": "tiny", "student": "tiny"},
+        "controls": [{"name": "softedge"}],
+        "training": {"num_steps": 1},
+        "data": {"source": "images", "path": str(photos)},
+    }
+    (run / "recipe.yaml").write_text(json.dumps(values))
+    code, _, err = jdmctl("sample", run)
+    assert code == 1 and "has not finished" in err and f"jdmctl add-control {run} --resume" in err
+    shutil.copytree(branch, run / "controlnet")
+    code, out, err = jdmctl("sample", run, "--json")
+    assert code == 0, err
+    *records, last = [json.loads(line) for line in out.splitlines()]
+    captions = [json.loads(line)["text"] for line in (photos / "metadata.jsonl").read_text().splitlines()]
+    assert [record["prompt"] for record in records] == captions[9:]
+    assert last["grid"] == f"{run}/samples/grid.png"
+    assert len({record["controls"]["softedge"]["condition_sha256"] for record in records}) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint", "hint"),
+    [
+        ("", "either a run folder or --student", "jdmctl sample RUN_FOLDER"),
+        ("nowhere", "nowhere is not a run folder", "--student"),
+        ("--student tiny --control canny", "--control canny: expected NAME=VALUE", "canny="),
+        ("--student tiny --control softedge=missing.jpg", "missing.jpg is not there", "path"),
+        ("--student tiny --scale softedge=much", "much is not a number", "0.8"),
+        ("--student tiny --control softedge=photo.png", "no such control branch", "--controlnet softedge=FOLDER"),
+        ("--student tiny --controlnet softedge=branch", "nothing to obey", "--control softedge=PHOTO"),
+        ("--student tiny --controlnet depth=branch --control depth=photo.png", "needs the option", "--option depth.KEY"),
+        ("--student tiny --controlnet softedge=branch --condition softedge=small.png", "32 x 32 px", "--control softedge="),
+        ("--student tiny --controlnet softedge=pickled --control softedge=photo.png", "pickle", "safetensors"),
+        ("--student tiny/depth --prompt x", "model_index.json", "save_pretrained"),
+        ("runs/x --controlnet softedge=branch", "belong to --student", "its own"),
+        (
+            "--student tiny --controlnet softedge=branch --control softedge=photo.png --condition softedge=photo.png",
+            "two conditions for softedge",
+            "not both",
+        ),
+    ],
+)  # fmt: skip
+def test_mistakes_are_answered_with_a_sentence(jdmctl, branch, photos, words, complaint, hint):
+    Image.open(photos / "00.png").save("photo.png")
+    Image.new("RGB", (32, 32)).save("small.png")
+    shutil.copytree(branch, "pickled")
+    Path("pickled/diffusion_pytorch_model.safetensors").rename("pickled/diffusion_pytorch_model.bin")
+    code, out, err = jdmctl("sample", *words.split())
+    assert code == 1, err
+    assert out == ""
+    assert err.startswith("error: ") and "Traceback" not in err
+    message, _, advice = err.partition("\nhint: ")
+    assert complaint in message
+    assert hint in advice
+    assert not Path("samples").exists()

@@ -4,7 +4,13 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    LCMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image, ImageDraw
 from transformers import (
     CLIPTextConfig,
@@ -24,6 +30,7 @@ def write_world(folder: Path) -> None:
     with torch.no_grad():  # a student that differs from its teacher
         for parameter in pipeline.unet.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)  # one step means t = 999
     pipeline.save_pretrained(folder / "student")
     for name in ("depth", "depth_heldout"):
         random_depth_network().save_pretrained(folder / name)
@@ -75,6 +82,7 @@ def random_pipeline(scratch: Path) -> StableDiffusionPipeline:
         timestep_spacing="trailing",
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
     )
     return StableDiffusionPipeline(
         vae=vae,

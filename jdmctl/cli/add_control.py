@@ -84,7 +84,7 @@ def _plan(
 ) -> tuple[Recipe, Path]:
     """The recipe to run and the folder to run it in; a resumed run keeps its own recipe, but for the changes."""
     from jdmctl.recipe_files import load_recipe, parse_recipe, read_values, set_value
-    from jdmctl.training.run import RECIPE_FILE, require_new, require_resumable
+    from jdmctl.training.run import RECIPE_FILE, require_resumable
 
     folder, source = output, name
     if resume:
@@ -97,7 +97,7 @@ def _plan(
     elif changes:
         source = "the recipe made from these options"
         names = [control["name"] for control in changes.get("controls", [])]
-        values = {"name": "-".join(names) or "run"}
+        values = {"name": "-".join(names) or "run", "model": {}, "data": {}}
     else:
         raise RecipeError("there is nothing to train", hint="give a recipe: jdmctl recipes ls   lists them")
     for path, value in changes.items():
@@ -105,11 +105,7 @@ def _plan(
     for number in range(len(values.get("controls", [])) if init else 0):
         set_value(values, f"controls.{number}.init", init)
     recipe = parse_recipe(values, overrides, source)
-    if not folder:
-        folder = Path("runs", recipe.name)
-    if not resume:
-        require_new(folder)
-    return recipe, folder
+    return recipe, folder or Path("runs", recipe.name)
 
 
 def _control(name: str, teacher: str) -> dict[str, Any]:
@@ -122,7 +118,7 @@ def _data(data: str) -> dict[str, str]:
     if data in ("", "tiny"):
         return {"data.source": data}
     source, metadata = "images", Path(data, "metadata.jsonl")
-    if Path(data).is_file():
+    if Path(data).is_file() or Path(data).suffix in (".txt", ".jsonl"):
         source = "prompts"
     elif metadata.is_file():
         with metadata.open(encoding="utf-8", errors="replace") as lines:
@@ -144,8 +140,10 @@ def _show(recipe: Recipe, device: str, out: Output) -> None:
 def _run(recipe: Recipe, folder: Path, device: str, resume: bool, out: Output) -> None:
     from jdmctl.build_run import build_run
     from jdmctl.recipe_files import to_yaml
-    from jdmctl.training.run import make_accelerator, train
+    from jdmctl.training.run import make_accelerator, require_new, train
 
+    if not resume:
+        require_new(folder)
     accelerator = make_accelerator(device, recipe.training.precision)
     accelerator.wait_for_everyone()  # no process may write before all have looked at the folder
     if accelerator.is_main_process:
@@ -153,7 +151,7 @@ def _run(recipe: Recipe, folder: Path, device: str, resume: bool, out: Output) -
     run = build_run(recipe, accelerator)
     done = train(run, folder, accelerator, out.event, resume)
     if accelerator.is_main_process:
-        record = {"event": "done", "run": str(folder), **done}
+        record = {"event": "done", "run": str(folder), "num_processes": accelerator.num_processes, **done}
         products = "\n".join(done["products"].values())
         out.result(record, products)
         out.note(f"previews are in {folder / 'previews'}; draw some more: jdmctl sample {folder}")

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from jdmctl.cli import add_control, controls, doctor, recipes
+from jdmctl.cli import add_control, controls, doctor, eval, recipes, sample, world
 from jdmctl.errors import JdmError
 
 app = typer.Typer(
@@ -20,6 +20,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("add-control")(add_control.add_control)
+app.command("sample")(sample.sample)
+app.command("eval")(eval.evaluate)
+app.add_typer(world.app, name="world")
 app.command("controls")(controls.controls)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor.doctor)
@@ -36,6 +39,3 @@ def main() -> None:
         if error.hint:
             print(f"hint: {error.hint}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("error: interrupted before anything was saved", file=sys.stderr)
-        sys.exit(130)

@@ -38,7 +38,7 @@ def show(
         text = to_yaml(load_recipe(recipe, overrides))
     else:
         text = find_recipe(recipe).read_text(encoding="utf-8")
-    print(text, end="")
+    Output().result({}, text.rstrip("\n"))
 
 
 @app.command("copy")

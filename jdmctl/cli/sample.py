@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 
 _PREVIEW_SAMPLES = 4
 
-RunArgument = Annotated[str, typer.Argument(metavar="[RUN_FOLDER]", help="What add-control made.")]
+RunsArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[RUN_FOLDER]...", help="What add-control made; several are composed.")
+]
 
 
 def sample(
-    run: RunArgument = "",
+    runs: RunsArgument = None,
     student: Annotated[str, typer.Option(help="Instead of a run: a one-step pipeline, or tiny.")] = "",
     controlnet: Annotated[list[str], typer.Option(metavar="NAME=FOLDER", help="With --student: a branch.")] = [],  # noqa: B006
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw.")] = [],  # noqa: B006
@@ -35,14 +37,16 @@ def sample(
     scale: Annotated[list[str], typer.Option(metavar="NAME=NUMBER", help="How strongly; 1 is as trained.")] = [],  # noqa: B006
     option: Annotated[list[str], typer.Option(metavar="NAME.KEY=VALUE", help="With --student: of a control.")] = [],  # noqa: B006
     student_time: Annotated[float, typer.Option(min=0, max=1, help="With --student: its own time.")] = 1.0,
+    student_lora: Annotated[Path | None, typer.Option(help="With --student: a folder with a LoRA for it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the pictures.")] = None,
     device: DeviceOption = "",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw in one step: pictures, conditions and a grid. Options but --num and --output may be repeated.
+    """Draw in one step: pictures, conditions and a grid.
 
-    A run folder alone gives a preview on samples that it was not trained on.
+    A run folder alone gives a preview on samples that it was not trained on. Prompts, seeds, controls, conditions and
+    scales may be repeated; each prompt is drawn with each seed, all obeying the same conditions.
     """
     photos, maps = _pairs(control, "--control"), _pairs(condition, "--condition")
     if twice := sorted(photos.keys() & maps.keys()):
@@ -51,12 +55,12 @@ def sample(
     branches = {name: Path(folder) for name, folder in _pairs(controlnet, "--controlnet").items()}
     _check_pictures([*photos.values(), *maps.values()])
     with Output(mode(as_json, quiet)) as out:
-        studio = _open(run, student, student_time, branches, _options(option), device)
-        if run and not (prompt or photos or maps):
+        studio = _open(runs or [], student, student_time, student_lora, branches, _options(option), device)
+        if runs and not (prompt or photos or maps):
             requests = studio.held_out(_PREVIEW_SAMPLES)
         else:
             requests = studio.asked(prompt or [""], photos, maps)
-        folder = output or Path(run, "samples")
+        folder = output or Path(runs[0] if runs else "", "samples")
         wanted = [(request, first + i) for request in requests for first in seed for i in range(num)]
         for record in draw_and_save(studio, wanted, scales, folder):
             out.result(record, f"{record['file']}  {_caption(record)}")
@@ -110,6 +114,7 @@ def _record(
     from jdmctl.weights import fingerprint
 
     command = ["jdmctl", "sample", "--student", studio.student, "--student-time", str(studio.student_time)]
+    command += ["--student-lora", str(studio.student_lora)] if studio.student_lora else []
     command += ["--prompt", prompt, "--seed", str(seed)]
     controls: dict[str, Any] = {}
     for name, condition in conditions.items():
@@ -135,6 +140,7 @@ def _record(
         "seed": seed,
         "student": studio.student,
         "student_time": studio.student_time,
+        "student_lora": str(studio.student_lora) if studio.student_lora else None,
         "controls": controls,
         "command": shlex.join(command),
     }
@@ -146,28 +152,31 @@ def _caption(record: Mapping[str, Any]) -> str:
 
 
 def _open(
-    run: str,
+    runs: Sequence[str],
     student: str,
     student_time: float,
+    student_lora: Path | None,
     branches: Mapping[str, Path],
     options: Mapping[str, Mapping[str, Any]],
     device: str,
 ) -> Studio:
     from jdmctl.cli.studio import Studio
 
-    if bool(run) == bool(student):
+    if bool(runs) == bool(student):
         raise BadInputError(
-            "give either a run folder or --student" + (", not both" if run else ""),
+            "give either a run folder or --student" + (", not both" if runs else ""),
             hint="jdmctl sample RUN_FOLDER, or jdmctl sample --student FOLDER --controlnet NAME=FOLDER",
         )
-    if run and (branches or options):
-        raise BadInputError("--controlnet and --option belong to --student", hint="a run folder has its own")
+    if runs and (branches or options or student_lora):
+        raise BadInputError(
+            "--controlnet, --option and --student-lora belong to --student", hint="a run folder has its own"
+        )
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if run:
-        return Studio.of_run(Path(run), device)
-    return Studio.of_student(student, student_time, branches, options, device)
+    if runs:
+        return Studio.of_runs([Path(run) for run in runs], device)
+    return Studio.of_student(student, student_time, branches, options, student_lora, device)
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:

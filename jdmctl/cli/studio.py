@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jdmctl.controls.base import Control
-    from jdmctl.recipe import Recipe
+    from jdmctl.recipe import Model, Recipe
 
 
 @dataclass(frozen=True)
@@ -35,42 +35,40 @@ class Studio:
     device: str
     family: Any
     controls: Mapping[str, Control] = field(default_factory=dict)
+    student_lora: Path | None = None  # folder
     recipe: Recipe | None = None
 
     @classmethod
-    def of_run(cls, folder: Path, device: str) -> Studio:
-        """Raises JdmError unless `folder` holds a finished run."""
-        from jdmctl.build import build_controls, build_family
-        from jdmctl.recipe_files import load_recipe
+    def of_runs(cls, folders: Sequence[Path], device: str) -> Studio:
+        """The student of finished runs, with the branches of all of them.
 
-        if not (folder / "recipe.yaml").is_file():
+        Raises JdmError for a folder that holds no finished run, and if their students or controls clash.
+        """
+        from jdmctl.build import build_controls
+
+        recipes = [_recipe_of(folder) for folder in folders]
+        branches: dict[str, Path] = {}
+        options: dict[str, Any] = {}
+        controls: dict[str, Control] = {}
+        for folder, recipe in zip(folders, recipes, strict=True):
+            if recipe.model != recipes[0].model:
+                raise BadInputError(f"{folders[0]} and {folder} have different students", hint=_ONE_STUDENT)
+            for control in recipe.controls:
+                if control.name in branches:
+                    raise BadInputError(f"{folder} and another run both have {control.name}", hint=_ONE_STUDENT)
+                own = "controlnet" if len(recipe.controls) == 1 else f"controlnet-{control.name}"
+                branches[control.name] = _finished(folder, own)
+                options[control.name] = control.options
+            controls |= build_controls(recipe, device)
+        adapted = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.training.student_lora_rank]
+        if adapted and len(folders) > 1:
             raise BadInputError(
-                f"{folder} is not a run folder: it has no recipe.yaml",
-                hint="give the folder that jdmctl add-control made, or --student",
+                f"{adapted[0]} changed its student (student_lora), so it cannot be composed", _ONE_STUDENT
             )
-        recipe = load_recipe(folder)
-        branches = {}
-        for control in recipe.controls:
-            own = "controlnet" if len(recipe.controls) == 1 else f"controlnet-{control.name}"
-            branches[control.name] = folder / own
-            if not branches[control.name].is_dir():
-                raise BadInputError(
-                    f"the run in {folder} has not finished: there is no {own}",
-                    hint=f"jdmctl add-control {folder} --resume",
-                )
-        family = build_family(recipe.model, device)
-        for name, branch in branches.items():
-            family.add_control_branch(name, branch).eval()
-        return cls(
-            student=recipe.model.student,
-            student_time=recipe.model.student_time,
-            branches=branches,
-            options={control.name: control.options for control in recipe.controls},
-            device=device,
-            family=family,
-            controls=build_controls(recipe, device),
-            recipe=recipe,
-        )
+        lora = _finished(adapted[0], "student_lora") if adapted else None
+        model = recipes[0].model
+        family = _student_family(model, branches, lora, device)
+        return cls(model.student, model.student_time, branches, options, device, family, controls, lora, recipes[0])
 
     @classmethod
     def of_student(
@@ -79,10 +77,11 @@ class Studio:
         student_time: float,
         branches: Mapping[str, Path],
         options: Mapping[str, Mapping[str, Any]],
+        student_lora: Path | None,
         device: str,
     ) -> Studio:
-        """A student's folder or hub name (or tiny), and ControlNets for it."""
-        from jdmctl.build import build_family, resolve
+        """A student's folder or hub name (or tiny), ControlNets and perhaps a LoRA for it."""
+        from jdmctl.build import resolve
         from jdmctl.controls.base import load_control
         from jdmctl.recipe import Model
 
@@ -98,20 +97,27 @@ class Studio:
                     raise
                 raise BadInputError(str(error), hint=f"add --option {name}.KEY=VALUE") from error
         own = resolve(student, "student")
-        family = build_family(Model(teacher=own, student=own, student_time=student_time), device)
-        for name, folder in branches.items():
-            family.add_control_branch(name, resolve(str(folder), name)).eval()
-        return cls(student, student_time, branches, options, device, family, controls)
+        model = Model(teacher=own, student=own, student_time=student_time)
+        family = _student_family(model, branches, student_lora, device)
+        return cls(student, student_time, branches, options, device, family, controls, student_lora)
 
     def held_out(self, number: int) -> list[Request]:
-        """Requests from the first samples that the run was not trained on."""
+        """Requests from the first samples that the (first) run was not trained on."""
         from jdmctl.build import build_samples
 
         assert self.recipe is not None
-        _, samples = build_samples(self.recipe, self.family, self.controls, self.device)
+        own = {control.name: self.controls[control.name] for control in self.recipe.controls}
+        _, samples = build_samples(self.recipe, self.family, own, self.device)
         indices = range(min(number, len(samples)))
-        _, maps = samples.take(indices)
-        return [Request(samples.text(i), {name: maps[name][i] for name in maps}) for i in indices]
+        images, maps = samples.take(indices)
+        for name in self.controls.keys() - maps.keys():
+            if images is None:
+                raise BadInputError(
+                    f"the first run's data holds no pictures to make conditions for {name} from",
+                    hint=f"add --control {name}=PHOTO",
+                )
+            maps[name] = self.controls[name].condition(images.to(self.device)).cpu()
+        return [Request(samples.text(i), {name: maps[name][i] for name in self.controls}) for i in indices]
 
     def asked(self, prompts: Sequence[str], photos: Mapping[str, str], maps: Mapping[str, str]) -> list[Request]:
         """The user's prompts, each with the user's conditions.
@@ -130,6 +136,40 @@ class Studio:
             image = read_image(path, size).to(self.device)
             conditions[name] = self.controls[name].condition(image[None])[0].cpu()
         return [Request(prompt, conditions) for prompt in prompts]
+
+
+def _student_family(model: Model, branches: Mapping[str, Path], lora: Path | None, device: str) -> Any:
+    from jdmctl.build import build_family, resolve
+
+    family = build_family(model, device)
+    for name, folder in branches.items():
+        family.add_control_branch(name, resolve(str(folder), name)).eval()
+    if lora:
+        family.load_student_lora(lora)
+    return family
+
+
+_ONE_STUDENT = "give runs on the same student, each with controls of its own"
+
+
+def _recipe_of(folder: Path) -> Recipe:
+    from jdmctl.recipe_files import load_recipe
+
+    if not (folder / "recipe.yaml").is_file():
+        raise BadInputError(
+            f"{folder} is not a run folder: it has no recipe.yaml",
+            hint="give the folder that jdmctl add-control made, or --student",
+        )
+    return load_recipe(folder)
+
+
+def _finished(run: Path, product: str) -> Path:
+    if not (run / product).is_dir():
+        raise BadInputError(
+            f"the run in {run} has not finished: there is no {product}",
+            hint=f"go on with it: jdmctl add-control {run} --resume",
+        )
+    return run / product
 
 
 def require_known(names: Mapping[str, Any], branches: Mapping[str, Any], what: str) -> None:

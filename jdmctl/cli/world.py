@@ -29,7 +29,6 @@ def build(
     quiet: QuietOption = False,
 ) -> None:
     """Train everything from nothing; the same command again goes on where a build was stopped."""
-
     from jdmctl.tinyworld.make import build_world
     from jdmctl.tinyworld.source import captioned_folder
     from jdmctl.tinyworld.world import samples
@@ -40,3 +39,28 @@ def build(
         width = max(map(len, report))
         lines = "\n".join(f"{name.ljust(width)}  {value:.4f}" for name, value in report.items())
         out.result({"world": str(output), "report": report}, f"{lines}\nworld: {output}")
+
+
+@app.command()
+def score(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of one recipe with different seeds.")],
+    split: Annotated[str, typer.Option(help="val to choose by, test to report.")] = "test",
+    num: Annotated[int, typer.Option(min=20, help="Scenes.")] = 500,
+    baselines: Annotated[bool, typer.Option(help="Also score what the runs have to beat.")] = True,
+    results: Annotated[Path | None, typer.Option(help="Put the rows into this JSON file.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score runs on the embedded world's held-out scenes, beside no control and ordinary ControlNets."""
+    from dataclasses import asdict
+
+    from jdmctl.evaluation.results import merge, read, table, write
+    from jdmctl.tinyworld.contest import score_runs
+
+    command = f"jdmctl world score {' '.join(map(str, runs))} --split {split} --num {num}"
+    command += "" if baselines else " --no-baselines"
+    with Output(mode(as_json, quiet)) as out:
+        rows = score_runs(runs, split, num, baselines, command, out.note)
+        if results:
+            write(results, merge(read(results), rows))
+        out.result({"rows": [asdict(row) for row in rows]}, table(rows))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 

@@ -42,11 +42,6 @@ class DiscreteSchedule:
         """The row of the table that t means, as long."""
         return (t * (len(self.alphas_cumprod) - 1)).round().long()
 
-    def time(self, timestep: Tensor | int) -> Tensor:
-        """The t of a row: timestep(time(k)) == k."""
-        rows = torch.as_tensor(timestep, dtype=torch.float32)
-        return rows / (len(self.alphas_cumprod) - 1)
-
     def alpha(self, t: Tensor) -> Tensor:
         return self._square(t).sqrt().to(t.dtype)
 

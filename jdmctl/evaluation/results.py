@@ -85,18 +85,36 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, aligned, *body])
 
 
+def listing(rows: Sequence[Row]) -> str:
+    """Plain text: a line for each row, aligned."""
+    lines = [(row.method, str(row.passes), row.metric, str(row.estimate)) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(3)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
+    )
+
+
 def fill(document: str, name: str, rows: Sequence[Row]) -> str:
-    """The document with a table of these rows between `<!-- results: NAME -->` and `<!-- end -->`.
+    """The document with its tables of these rows made anew.
+
+    A table stands between `<!-- results: NAME -->` and `<!-- end -->`; with
+    `<!-- results: NAME | depth l1, frechet -->` it has only these columns.
 
     Raises:
-        JdmError: the document has no such pair of markers.
+        JdmError: the document has no such place.
     """
-    start, end = f"<!-- results: {name} -->", "<!-- end -->"
-    between = re.compile(f"({re.escape(start)}\n).*?({re.escape(end)})", re.DOTALL)
-    if not between.search(document):
-        raise JdmError(f"no place for the results {name!r}", hint=f"put the lines {start} and {end} there")
-    filled = f"{table(rows)}\n"
-    return between.sub(lambda found: found[1] + filled + found[2], document, count=1)
+
+    def replace(found: re.Match[str]) -> str:
+        wanted = [metric.strip() for metric in (found["metrics"] or "").split(",") if metric.strip()]
+        chosen = [row for row in rows if not wanted or row.metric in wanted]
+        return f"{found['start']}{table(chosen)}\n<!-- end -->"
+
+    place = rf"(?P<start><!-- results: {re.escape(name)}(?: \|(?P<metrics>.*?))? -->\n).*?<!-- end -->"
+    filled, count = re.subn(place, replace, document, flags=re.DOTALL)
+    if not count:
+        hint = f"put the lines <!-- results: {name} --> and <!-- end --> there"
+        raise JdmError(f"no place for the results {name}", hint)
+    return filled
 
 
 _REMAKE = "delete the file and run the commands of its rows again"

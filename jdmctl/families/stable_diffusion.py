@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, UNet2DConditionModel
-from peft import LoraConfig
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -221,6 +228,11 @@ class StableDiffusion:
         """Write the student's branch as an ordinary diffusers `ControlNetModel` folder (safetensors)."""
         branch: ControlNetModel = self.student.branches[name]
         branch.save_pretrained(folder, safe_serialization=True)
+
+    def save_student_lora(self, folder: str | Path) -> None:
+        """Write the student's LoRA in diffusers' format, for `pipeline.load_lora_weights(folder)`."""
+        layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(self.student.backbone))
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
 
     @torch.no_grad()
     def multistep(

@@ -20,9 +20,7 @@ class Guided:
     scale: float
     empty_prompt: Prompt | Callable[[int], Prompt]  # itself, or batch size -> itself
 
-    def __call__(
-        self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None
-    ) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None) -> Tensor:
         x0 = self.denoiser(x_t, t, prompt, controls)
         if self.scale == 1:
             return x0

@@ -28,9 +28,7 @@ class Matching:
 
     weight: Literal["kl", "normalized"] = "normalized"
 
-    def gradient(
-        self, x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor, alpha: Tensor, sigma: Tensor
-    ) -> Tensor:
+    def gradient(self, x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """d(loss)/d(x0) of each sample [B, C, h, w]; alpha and sigma are [B]."""
         scale = _WEIGHTS[self.weight](x0, teacher_x0, alpha, sigma)  # [B]
         return expand(scale, x0) * (fake_x0 - teacher_x0)

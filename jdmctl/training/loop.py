@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from jdmctl.errors import NonFiniteLossError, RunInterrupted
@@ -15,6 +14,7 @@ from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.interrupt import StopRequest
 from jdmctl.training.meter import Meter, Pace
 from jdmctl.training.plan import LEVEL_CHECK_STEPS, BatchSource, Observer, Settings, Stage
+from jdmctl.training.processes import average_gradients, broadcast_parameters
 from jdmctl.training.state import Stateful, TrainingState
 from jdmctl.types import Phase
 
@@ -43,23 +43,13 @@ def fit(
     loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
     if resume and (path := checkpoints.latest()):
         state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)
-    elif accelerator.num_processes > 1:
-        broadcast([p.data for phase in phases for p in phase.parameters])
+    else:
+        broadcast_parameters([p for phase in phases for p in phase.parameters], accelerator)
     with loop.stop:
         for index, stage in enumerate(stages):
             if index >= state.stage:
                 loop.run(index, stage)
     return state
-
-
-def average_gradients(parameters: Sequence[nn.Parameter], accelerator: Accelerator) -> None:
-    """Replace gradients by their mean over processes, all in one message."""
-    if accelerator.num_processes == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    bucket = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-    pieces = bucket.split([g.numel() for g in gradients])
-    torch._foreach_copy_(gradients, [piece.view_as(g) for piece, g in zip(pieces, gradients, strict=True)])
 
 
 @dataclass
@@ -182,7 +172,10 @@ class _Loop:
             self.observer.log(record)
 
     def look(self, stage: Stage, is_last: bool = False) -> bool:
-        """Validate and show the averaged weights where it is due; whether they are the best so far."""
+        """Validate and show the averaged weights where it is due; whether they are the best so far.
+
+        A stage's start is measured too, but what nothing has trained is never its best.
+        """
         state, settings = self.state, self.settings
         if not stage.averaged or not self.accelerator.is_main_process:
             return False
@@ -190,7 +183,7 @@ class _Loop:
         with state.average.applied(), torch.no_grad():
             if is_last or state.step % settings.validate_every_steps == 0:
                 values = dict(self.observer.validate())
-                is_best = values["score"] > state.best.get("score", float("-inf"))
+                is_best = state.step > 0 and not values["score"] <= state.best.get("score", float("-inf"))
                 if is_best:
                     state.best = {"name": name} | values
                 self.observer.log({"event": "validation", "stage": stage.name, "step": state.step} | values)

@@ -84,7 +84,8 @@ class TrainingState:
         for key, value in tensors["optimizer"].items():
             name, index, moment = key.rsplit(".", 2)
             parameter = self.parameters[name][int(index)]
-            value = value if moment == "step" else value.to(parameter.device)
+            if moment != "step":  # which AdamW keeps on the CPU
+                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
             self.optimizers[name].state[parameter][moment] = value
 
     def load_average(self, checkpoints: Checkpoints, path: Path) -> None:

@@ -1,0 +1,234 @@
+"""`jdmctl add-control` from the command to the weights, on random tiny models."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+from safetensors import safe_open
+
+from jdmctl.cli import app as cli
+from jdmctl.errors import JdmError
+from jdmctl.recipe_files import load_recipe
+
+QUICK = (
+    "training.batch_size=4",
+    "training.num_steps=4",
+    "training.precision=fp32",
+    "training.validate_every_steps=2",
+    "training.preview_every_steps=4",
+    "training.save_every_steps=2",
+    "training.log_every_steps=1",
+    "fake_score.warmup_min_steps=0",
+    "fake_score.warmup_max_steps=2",
+    "fake_score.rank=2",
+    "objective.guidance_scale=1.5",
+    "data.num_validation_samples=3",
+)
+SET = [word for change in QUICK for word in ("--set", change)]
+
+
+@pytest.fixture
+def add_control(monkeypatch, capsys):
+    """Runs add-control in this process; returns what it wrote to stdout and stderr."""
+
+    def run(*words) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["jdmctl", "add-control", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.app()
+        captured = capsys.readouterr()
+        assert not left.value.code, captured.err
+        return captured.out, captured.err
+
+    return run
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_without_a_recipe(in_tiny_world, photos, add_control):
+    out, err = add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "softedge", "--data", photos, *SET, "-o", "run"
+    )  # fmt: skip
+    run = Path("run")
+    assert out.strip() == str(run / "controlnet")
+    assert "jdmctl sample run" in err
+    branch = ControlNetModel.from_pretrained(run / "controlnet")
+    zero_at_the_start = branch.controlnet_mid_block.weight
+    assert zero_at_the_start.abs().max() > 0
+
+    recipe = load_recipe(run)
+    assert recipe.controls[0].name == "softedge" and recipe.data.source == "images"
+    for file in run.rglob("*.safetensors"):
+        with safe_open(file, "pt") as weights:
+            assert "name: softedge" in weights.metadata()["jdmctl_recipe"]
+
+    steps = [record for record in metrics(run) if record["event"] == "step" and record["stage"] == "training"]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4]
+    assert {"fidelity_norm", "softedge_norm", "softedge_energy", "fake_score_loss"} <= steps[0].keys()
+    validations = [record for record in metrics(run) if record["event"] == "validation"]
+    assert [record["step"] for record in validations] == [0, 2, 4]
+    assert all(len(record["adherence"]) == 1 for record in validations)
+
+    assert sorted(path.name for path in (run / "previews").iterdir()) == ["step-000000.png", "step-000004.png"]
+    assert Image.open(run / "curve.png").size[0] > 100
+    assert "step-000004" in {path.name for path in (run / "checkpoints").iterdir()}
+    assert not [path for path in run.rglob(".*")]
+
+
+def test_json_lines(in_tiny_world, photos, add_control):
+    out, _ = add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", photos, *SET, "--json"
+    )
+    records = [json.loads(line) for line in out.splitlines()]
+    assert {record["event"] for record in records} == {"step", "validation", "done"}
+    assert records[-1]["products"] == {"controlnet": "runs/lowres/controlnet"}
+    assert records[-1]["run"] == "runs/lowres"
+
+
+def test_weights_are_calibrated_to_the_ratio_and_kept(in_tiny_world, photos, add_control):
+    """Without a ramp, the first logged |lambda grad E| / |grad fidelity| is near the ratio asked for.
+
+    It is exact only on the calibration's own batches, so the bound is a factor of two.
+    """
+    add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "softedge", "--data", photos, *SET,
+        "--set", "controls.softedge.ratio=0.5", "--set", "controls.softedge.ramp_steps=0", "-o", "run",
+    )  # fmt: skip
+    first = next(r for r in metrics(Path("run")) if r["event"] == "step" and r["stage"] == "training")
+    assert 0.25 < first["softedge_norm"] / first["fidelity_norm"] < 1.0
+    states = [json.loads(file.read_text()) for file in Path("run/checkpoints").glob("step-*/state.json")]
+    lambdas = [state["extra"]["balance"]["lambdas"]["softedge"] for state in states]
+    assert lambdas[0] > 0 and len(set(lambdas)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["objective.form=conditional", "objective.weight=kl", "fake_score.trainable=full"],
+        ["objective.energy_at=denoised", "objective.balance=continuous", "training.gradient_accumulation_steps=2"],
+        ["controls.softedge.init=dsm", "training.dsm_warmup_steps=2", "training.precision=bf16"],
+    ],
+)
+def test_every_kind_of_objective_runs(in_tiny_world, photos, add_control, changes):
+    words = [word for change in changes for word in ("--set", change)]
+    add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "softedge", "--data", photos, *SET, *words, "-o", "run"
+    )
+    values = [v for r in metrics(Path("run")) if r["event"] == "step" for k, v in r.items() if k.endswith("norm")]
+    assert values and all(0 <= value < 1e6 for value in values)
+
+
+def test_two_controls_leave_a_branch_each(in_tiny_world, photos, add_control):
+    add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--control", "depth", "--data", photos,
+        *SET, "-o", "run",
+    )  # fmt: skip
+    for name in ("lowres", "depth"):
+        ControlNetModel.from_pretrained(Path("run", f"controlnet-{name}"))
+    adherence = [record["adherence"] for record in metrics(Path("run")) if record["event"] == "validation"]
+    assert len(adherence[-1]) == 2
+    assert load_recipe("run").controls[1].options["scorer"] == "tiny/depth_heldout"
+
+
+def test_prompts_alone_are_data_enough(in_tiny_world, add_control):
+    Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(8)))
+    add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "canny", "--data", "prompts.txt", *SET, "-o", "run"
+    )
+    assert load_recipe("run").data.source == "prompts"
+    assert Path("run/controlnet/config.json").exists()
+
+
+def test_condition_maps_are_recognised(in_tiny_world, photos, add_control, tmp_path):
+    maps = tmp_path / "maps"
+    shutil.copytree(photos, maps)
+    rows = [json.loads(line) for line in (maps / "metadata.jsonl").read_text().splitlines()]
+    lines = [json.dumps({"conditioning_image": row["file_name"], "text": row["text"]}) + "\n" for row in rows]
+    (maps / "metadata.jsonl").write_text("".join(lines))
+    add_control("--student", "tiny", "--teacher", "tiny", "--control", "canny", "--data", maps, *SET, "-o", "run")
+    assert load_recipe("run").data.source == "conditions"
+
+
+def test_a_branch_can_start_from_a_controlnet(in_tiny_world, photos, add_control):
+    first = ["--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", photos, *SET]
+    add_control(*first, "-o", "one")
+    add_control(*first, "-o", "two", "--controlnet_model_name_or_path", "one/controlnet")
+    control = load_recipe("two").controls[0]
+    assert control.init == "one/controlnet" and control.ramp_steps == 0
+
+
+def test_dry_run_shows_and_writes_nothing(in_tiny_world, photos, add_control):
+    out, _ = add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", photos, "--dry-run", "--json"
+    )
+    plan = json.loads(out)
+    assert plan["recipe"]["training"]["num_steps"] > 0
+    assert plan["parameters"]["trained_in_student"] < plan["parameters"]["student"]
+    assert plan["parameters"]["trained_in_fake_score"] > 0
+    assert not Path("runs").exists()
+
+
+def test_a_recipe_with_changes(in_tiny_world, add_control):
+    out, _ = add_control("tiny/lowres", "--max_train_steps", "7", "--mixed_precision", "no", "--seed", "0",
+                         "--dry-run", "--json")  # fmt: skip
+    recipe = json.loads(out)["recipe"]
+    assert recipe["training"]["num_steps"] == 7
+    assert recipe["training"]["precision"] == "fp32"
+
+
+def refused(monkeypatch, *words) -> JdmError:
+    monkeypatch.setattr(sys, "argv", ["jdmctl", "add-control", *map(str, words)])
+    with pytest.raises(JdmError) as caught:
+        cli.app()
+    assert caught.value.hint
+    return caught.value
+
+
+def test_what_is_missing_is_said(in_tiny_world, monkeypatch):
+    assert "nothing to train" in str(refused(monkeypatch))
+    error = str(refused(monkeypatch, "--control", "canny"))
+    for key in ("model.teacher", "model.student", "data.source"):
+        assert f"{key}: required, not given" in error
+
+
+def test_a_run_folder_is_never_overwritten(in_tiny_world, monkeypatch):
+    Path("run").mkdir()
+    Path("run/precious.txt").write_text("x")
+    error = refused(monkeypatch, "tiny/lowres", "-o", "run")
+    assert "run is already there" in str(error)
+    assert "--resume" in error.hint and "--output" in error.hint
+
+
+def test_nothing_to_resume(in_tiny_world, monkeypatch):
+    Path("empty").mkdir()
+    for words in (("empty", "--resume"), ("tiny/lowres", "--resume"), ("--resume", "-o", "nowhere")):
+        assert "nothing to resume" in str(refused(monkeypatch, *words))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "nowhere"], "no folder nowhere"),
+        (["--student", "nowhere"], "no folder nowhere"),
+        (["--init", "nowhere"], "nowhere"),
+        (["--set", "controls.lowres.options={size: 3}"], "has no option 'size'"),
+        (["--set", "training.batch_size=3", "--set", "training.gradient_accumulation_steps=2"], "not a multiple"),
+        (["--device", "cuda:7"], "device cuda:7 is not there"),
+    ],
+)
+def test_bad_input_leaves_no_folder(in_tiny_world, monkeypatch, photos, words, message):
+    if "--device" in words and torch.cuda.device_count() > 7:
+        pytest.skip("that device is there")
+    base = {"--student": "tiny", "--teacher": "tiny", "--control": "lowres", "--data": photos}
+    for flag in list(base):
+        if flag in words:
+            del base[flag]
+    arguments = [word for pair in base.items() for word in pair]
+    assert message in str(refused(monkeypatch, *arguments, *SET, *words, "-o", "run"))
+    assert not Path("run").exists()

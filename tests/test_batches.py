@@ -1,0 +1,99 @@
+"""Batches follow from where a run stands, whoever asks and however often."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from jdmctl.training.batches import Batches
+from jdmctl.training.samples import PictureSamples, split
+
+
+@dataclass
+class Numbers:
+    """Ten pictures, each of its own grey."""
+
+    opened: list[int] = field(default_factory=list)
+
+    def __len__(self):
+        return 10
+
+    def text(self, index):
+        return f"number {index}"
+
+    def image(self, index):
+        self.opened.append(index)
+        return torch.full((3, 2, 2), index / 10)
+
+
+def batches(**changes) -> Batches:
+    samples = PictureSamples(Numbers(), {"invert": lambda image: 1 - image})
+    return Batches(**({"samples": samples, "encode_prompt": tuple, "seed": 0, "batch_size": 4} | changes))
+
+
+def shown(batch) -> list[str]:
+    return list(batch.prompt)
+
+
+def test_every_epoch_shows_every_sample_once_in_another_order():
+    source = batches(batch_size=5)
+    epochs = [shown(source.batch("student", 2 * e)) + shown(source.batch("student", 2 * e + 1)) for e in range(3)]
+    assert all(sorted(epoch) == sorted(f"number {i}" for i in range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_phases_walk_in_orders_of_their_own():
+    source = batches(batch_size=10)
+    assert shown(source.batch("student", 0)) != shown(source.batch("fake_score", 0))
+
+
+@pytest.mark.parametrize(("processes", "pieces"), [(2, 1), (1, 2), (2, 2)])
+def test_shares_make_up_the_whole_batch(processes, pieces):
+    """Each process and piece has its part: texts, pictures, conditions and noise are those of one process alone."""
+    whole = batches().batch("student", 7)
+    parts = [
+        replace(batches(), process_index=rank, num_processes=processes, num_pieces=pieces).batch("student", 7, piece)
+        for piece in range(pieces)
+        for rank in range(processes)
+    ]
+    assert sum((shown(part) for part in parts), []) == shown(whole)
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    noise = [part.draws.normal("student_noise", (3,)) for part in parts]
+    assert torch.equal(torch.cat(noise), whole.draws.normal("student_noise", (3,)))
+
+
+def test_conditions_belong_to_their_pictures_and_texts():
+    batch = batches().batch("student", 3)
+    assert torch.equal(batch.conditions["invert"], 1 - batch.images)
+    assert [f"number {round(10 * image.mean().item())}" for image in batch.images] == shown(batch)
+
+
+def test_prompts_are_dropped_as_often_as_asked():
+    """Of 2000 samples 500 +- 4 standard deviations (19.4 each) are without a prompt."""
+    source = batches(batch_size=2000, prompt_dropout=0.25)
+    texts = shown(source.batch("student", 0))
+    assert 422 < texts.count("") < 578
+    assert shown(source.batch("student", 0)) == texts
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="multiple"):
+        batches(num_processes=3)
+
+
+def test_pictures_are_opened_once():
+    source = batches(batch_size=10)
+    for update in range(3):
+        source.batch("student", update)
+    assert sorted(source.samples.pictures.opened) == list(range(10))
+
+
+def test_split_holds_out_the_last_samples_and_at_most_a_quarter():
+    samples = PictureSamples(Numbers(), {})
+    train, val = split(samples, 0, 64)
+    assert [len(train), len(val)] == [8, 2]
+    assert [val.text(i) for i in range(2)] == ["number 8", "number 9"]
+    train, val = split(samples, 5, 1)
+    assert [len(train), len(val), val.text(0)] == [4, 1, "number 4"]
+    train, val = split(samples, 3, 64)
+    assert len(train) == len(val) == 3

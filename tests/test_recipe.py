@@ -1,0 +1,207 @@
+"""Recipes: every shipped one is valid, every problem is told at once, and YAML's traps are closed."""
+
+import shutil
+
+import pytest
+import yaml
+
+from jdmctl.errors import RecipeError
+from jdmctl.recipe import Recipe
+from jdmctl.recipe_files import (
+    find_recipe,
+    load_recipe,
+    packaged_folder,
+    packaged_recipes,
+    parse_recipe,
+    title,
+    to_yaml,
+)
+
+SMALLEST = {
+    "name": "x",
+    "model": {"teacher": "a", "student": "b"},
+    "controls": [{"name": "canny"}],
+    "data": {"source": "tiny"},
+}
+
+
+def recipe_text(**changes) -> str:
+    return yaml.safe_dump(SMALLEST | changes)
+
+
+def problems_of(tmp_path, text: str, overrides=()) -> str:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    assert caught.value.hint
+    return str(caught.value)
+
+
+def test_every_packaged_recipe_is_valid_and_tells_what_it_is():
+    recipes = packaged_recipes()
+    assert {f"tiny/{n}" for n in "canny depth lowres softedge canny_prompts_only canny_depth".split()} <= set(recipes)
+    for name, path in recipes.items():
+        recipe = load_recipe(name)
+        assert recipe.name == name.replace("/", "-").replace("_", "-")
+        assert title(path)
+        assert f"jdmctl add-control {name}" in path.read_text()
+
+
+def test_all_yaml_files_of_the_folder_are_found():
+    assert len(packaged_recipes()) == sum(1 for _ in packaged_folder().rglob("*.yaml")) > 0
+
+
+def test_defaults_fill_a_small_recipe_and_the_resolved_one_reads_back(tmp_path):
+    recipe = parse_recipe(dict(SMALLEST))
+    file = tmp_path / "resolved.yaml"
+    file.write_text(to_yaml(recipe))
+    assert load_recipe(file) == recipe
+    assert recipe.fake_score.updates and recipe.training.num_steps
+
+
+def test_only_a_branch_that_starts_blind_is_ramped():
+    def ramp(**control):
+        return parse_recipe(SMALLEST | {"controls": [{"name": "canny"} | control]}).controls[0].ramp_steps
+
+    assert ramp() > 0
+    assert ramp(init="some/controlnet") == 0
+    assert ramp(ramp_steps=7) == 7
+
+
+def test_all_problems_come_in_one_message(tmp_path):
+    message = problems_of(
+        tmp_path,
+        """
+name: x
+model: {teacher: tiny, family: stable_difusion}
+controls: [{name: cany, ratio: -1}]
+objective: {divergance: kl, weight: normalised}
+training: {num_steps: many, rank: 4, precision: no}
+data: {source: tiny}
+""",
+    )
+    assert "bad.yaml has 9 problems:" in message
+    for line in (
+        "model.student: required, not given",
+        "model.family: must be stable_diffusion, got 'stable_difusion', did you mean 'stable_diffusion'?",
+        "controls.0.name: no control named 'cany', did you mean 'canny'?",
+        "controls.0.ratio: input should be greater than or equal to 0, got -1",
+        "objective.divergance: unknown key",
+        "objective.weight: must be normalized or kl, got 'normalised', did you mean 'normalized'?",
+        "training.num_steps: input should be a valid integer, unable to parse string as an integer, got 'many'",
+        "training.rank: unknown key, did you mean 'fake_score.rank'?",
+        "training.precision: must be fp32 or bf16, got 'no'",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"controls": []}, "controls: tuple should have at least 1 item"),
+        ({"controls": [{"name": "canny"}] * 2}, "the same control is named twice"),
+        ({"training": {"batch_size": 10, "gradient_accumulation_steps": 3}}, "10 is not a multiple of"),
+        ({"controls": [{"name": "canny", "init": "dsm"}]}, "go together"),
+        ({"training": {"dsm_warmup_steps": 5}}, "go together"),
+        ({"data": {"source": "images"}}, "data: source 'images' needs data.path"),
+        ({"name": "a/b"}, "name: string should match pattern"),
+        ({"name": True}, "got true (put it in quotes if text is meant)"),
+    ],
+)
+def test_what_does_not_fit_together(tmp_path, changes, message):
+    assert message in problems_of(tmp_path, recipe_text(**changes))
+
+
+def test_numbers_with_an_exponent_are_numbers(tmp_path):
+    """Plain PyYAML reads 1e-5 as a string."""
+    file = tmp_path / "x.yaml"
+    file.write_text(recipe_text() + "training: {learning_rate: 1e-5, num_steps: 2e3}\n")
+    training = load_recipe(file).training
+    assert training.learning_rate == 1e-5
+    assert training.num_steps == 2000
+
+
+def test_no_and_times_are_text(tmp_path):
+    """Plain PyYAML reads no as false and 1:30 as 90."""
+    file = tmp_path / "x.yaml"
+    for word in ("no", "yes", "off"):
+        file.write_text(recipe_text().replace("name: x", f"name: {word}"))
+        assert load_recipe(file).name == word
+    file.write_text(recipe_text(data={}).replace("data: {}", "data: {source: images, path: 1:30}"))
+    assert load_recipe(file).data.path == "1:30"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "line 2: key 'name' is given twice"),
+        ("training: {seed: 1, seed: 2}", "line 1: key 'seed' is given twice"),
+        ("name: [1, 2", "line 1: "),
+        ("- a\n- b\n", "expected `key: value` lines, found ['a', 'b']"),
+        ("", "expected `key: value` lines, found None"),
+        ("1: a\n", "line 1: key 1 is not text"),
+        ("name: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_no_recipe(tmp_path, text, message):
+    assert message in problems_of(tmp_path, text)
+
+
+def test_a_binary_file_is_no_recipe(tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe(file)
+
+
+def test_an_unknown_name_gets_a_suggestion():
+    with pytest.raises(RecipeError, match="no recipe named tiny/cany.* did you mean 'tiny/canny'") as caught:
+        find_recipe("tiny/cany")
+    assert "recipes ls" in caught.value.hint
+
+
+def test_overrides():
+    recipe = parse_recipe(
+        {**SMALLEST, "controls": [{"name": "canny"}, {"name": "depth"}]},
+        ["training.num_steps=20", "controls.depth.ratio=2.5", "controls.0.options={low: 50}", "seed=3"],
+    )
+    assert recipe.training.num_steps == 20
+    assert [control.ratio for control in recipe.controls] == [1.0, 2.5]
+    assert recipe.controls[0].options == {"low": 50}
+    assert recipe.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.num_steps", "--set training.num_steps: expected key=value"),
+        ("training.num_stps=1", "training.num_stps: unknown key, did you mean 'num_steps'?"),
+        ("controls.depth.ratio=1", "controls.depth.ratio cannot be set: there is no controls.depth"),
+        ("name.x=1", "name.x cannot be set: there is no name"),
+        ("seed={a: 1", "--set seed={a: 1"),
+    ],
+)
+def test_overrides_that_lead_nowhere(tmp_path, override, message):
+    assert message in problems_of(tmp_path, recipe_text(), [override])
+
+
+def test_a_run_folder_is_a_recipe(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(to_yaml(parse_recipe(dict(SMALLEST))))
+    assert load_recipe(tmp_path).name == "x"
+
+
+def test_recipes_are_found_inside_an_installed_package(tmp_path, monkeypatch):
+    """A wheel has them in jdmctl/recipes, a checkout beside jdmctl."""
+    package = tmp_path / "site-packages" / "jdmctl"
+    shutil.copytree(packaged_folder(), package / "recipes")
+    monkeypatch.setattr("jdmctl.recipe_files.files", lambda name: package)
+    assert packaged_folder() == package / "recipes"
+    assert "tiny/canny" in packaged_recipes()
+
+
+def test_recipes_are_frozen():
+    recipe = parse_recipe(dict(SMALLEST))
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 1
+    assert isinstance(recipe, Recipe)
