@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from jdmctl.cli.options import JsonOption, QuietOption
 from jdmctl.cli.output import Output, mode
+
+if TYPE_CHECKING:
+    from jdmctl.evaluation.results import Row
+
+SplitOption = Annotated[Literal["val", "test"], typer.Option(help="val to choose by, test to report.")]
+NumOption = Annotated[int, typer.Option(min=20, help="Scenes.")]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(help="Put the rows into this JSON file (docs/results/NAME.json), their table into docs/results.md."),
+]
 
 app = typer.Typer(
     name="world",
@@ -44,23 +54,49 @@ def build(
 @app.command()
 def score(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of one recipe with different seeds.")],
-    split: Annotated[str, typer.Option(help="val to choose by, test to report.")] = "test",
-    num: Annotated[int, typer.Option(min=20, help="Scenes.")] = 500,
+    split: SplitOption = "test",
+    num: NumOption = 500,
     baselines: Annotated[bool, typer.Option(help="Also score what the runs have to beat.")] = True,
-    results: Annotated[Path | None, typer.Option(help="Put the rows into this JSON file.")] = None,
+    results: ResultsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Score runs on the embedded world's held-out scenes, beside no control and ordinary ControlNets."""
-    from dataclasses import asdict
-
-    from jdmctl.evaluation.results import merge, read, table, write
     from jdmctl.tinyworld.contest import score_runs
 
     command = f"jdmctl world score {' '.join(map(str, runs))} --split {split} --num {num}"
     command += "" if baselines else " --no-baselines"
     with Output(mode(as_json, quiet)) as out:
-        rows = score_runs(runs, split, num, baselines, command, out.note)
-        if results:
-            write(results, merge(read(results), rows))
-        out.result({"rows": [asdict(row) for row in rows]}, table(rows))
+        _publish(score_runs(runs, split, num, baselines, command, out.note), results, out)
+
+
+@app.command()
+def report(
+    split: SplitOption = "test",
+    num: NumOption = 500,
+    results: ResultsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure the world's own teacher and one-step student: stated attributes, Frechet distance, variety."""
+    from jdmctl.tinyworld.contest import world_rows
+
+    with Output(mode(as_json, quiet)) as out:
+        rows = world_rows(split, num, f"jdmctl world report --split {split} --num {num}", out.note)
+        _publish(rows, results, out)
+
+
+def _publish(rows: list[Row], results: Path | None, out: Output) -> None:
+    """Show rows; put them into a results file, and their table into the document beside its folder."""
+    from dataclasses import asdict
+
+    from jdmctl.evaluation.results import fill, merge, read, table, write
+    from jdmctl.training.atomic import write_text
+
+    if results:
+        everything = merge(read(results), rows)
+        write(results, everything)
+        document = results.parent.with_suffix(".md")
+        if document.exists():
+            write_text(document, fill(document.read_text(encoding="utf-8"), results.stem, everything))
+    out.result({"rows": [asdict(row) for row in rows]}, table(rows))

@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from jdmctl.build import build_controls, build_family
 from jdmctl.errors import BadInputError
+from jdmctl.evaluation.bootstrap import mean
 from jdmctl.evaluation.results import Row
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe import Recipe
@@ -15,6 +18,7 @@ from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.make import REPORT_FILE
 from jdmctl.tinyworld.score import Scenes, controlnet_folder
+from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.world import samples, world_folder
 
 TEACHER_STEPS = 25
@@ -59,6 +63,31 @@ def score_runs(
     return rows
 
 
+def world_rows(split: str, num: int, command: str, say: Callable[[str], None]) -> list[Row]:
+    """Rows of the world's own generators: the multi-step teacher at its guidance, and the one-step student."""
+    family = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
+    scenes = Scenes.make("tiny", samples(split), num, {}, Judge.load(world_folder()), samples("reference"))
+    scale = world_report()["teacher guidance"]
+    passes = TEACHER_STEPS * (1 if scale == 1 else 2)
+    rows = []
+    for method, count, draw in (
+        ("true pictures", 0, scenes.true_images),
+        ("VAE round trip", 0, lambda: scenes.round_trip(family)),
+        ("teacher", passes, lambda: scenes.draw(family, 0, TEACHER_STEPS, scale)),
+        ("student", 1, lambda: scenes.draw(family, 0)),
+    ):
+        say(f"drawing {scenes.num} pictures: {method}")
+        rows += scenes.rows(method, count, [draw()], [0], command)
+    found = mean(torch.cat([psnr(family.codec.vae, part) for part in scenes.true_images().split(50)]))
+    rows.append(Row("tiny", "", "VAE round trip", 0, "psnr", found.value, found.low, found.high, [0], found.n, command))
+    return rows
+
+
+def world_report() -> dict[str, float]:
+    """What the world's building chose and measured on val."""
+    return json.loads((world_folder() / REPORT_FILE).read_text())
+
+
 def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> Iterator[tuple[str, int, object]]:
     """(method, backbone passes per picture, images): the best possible, no control, and ordinary ControlNets."""
     family = _with_branches(recipe, {})
@@ -71,8 +100,7 @@ def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> It
         return
     say("drawing the student with an ordinary ControlNet plugged in")
     yield "ControlNet plugged in", 1, scenes.draw(_with_branches(recipe, shipped), recipe.seed)
-    report = json.loads((world_folder() / REPORT_FILE).read_text())
-    scale = report[f"controlnet_{next(iter(shipped))} guidance"]
+    scale = world_report()[f"controlnet_{next(iter(shipped))} guidance"]
     for name, folder in shipped.items():
         family.add_control_branch(name, folder, denoiser=family.teacher).eval().requires_grad_(False)
     say(f"drawing the teacher with that ControlNet, {TEACHER_STEPS} steps, guidance {scale}")

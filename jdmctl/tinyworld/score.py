@@ -64,7 +64,12 @@ class Scenes:
 
     @torch.no_grad()
     def draw(
-        self, family: StableDiffusion, seed: int, num_steps: int = 1, guidance_scale: float = 1.0, controlled: bool = True
+        self,
+        family: StableDiffusion,
+        seed: int,
+        num_steps: int = 1,
+        guidance_scale: float = 1.0,
+        controlled: bool = True,
     ) -> Tensor:
         """Images [N, 3, H, W] in [0, 1]: of the student in one step, or of the teacher in several."""
         images = []

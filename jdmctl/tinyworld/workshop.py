@@ -39,7 +39,8 @@ class Workshop:
     ) -> None:
         def progress(step: int, value: float, seconds_left: float) -> None:
             if step % 100 == 0:
-                self.say(f"{name}: step {step}/{settings.num_steps}, loss {value:.4f}, {seconds_left / 60:.1f} min left")
+                left = f"{seconds_left / 60:.1f} min left"
+                self.say(f"{name}: step {step}/{settings.num_steps}, loss {value:.4f}, {left}")
 
         fit(module, loss, settings, self.scratch / f"{name}.safetensors", progress, snapshots)
 

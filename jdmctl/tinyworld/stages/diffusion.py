@@ -1,4 +1,4 @@
-"""The multi-step teacher, and ordinary ControlNets on it: denoising score matching in v-prediction."""
+"""The multi-step teacher, and ordinary ControlNets on it: denoising score matching (v-prediction, clamped SNR)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from jdmctl.controls.base import Control
+from jdmctl.diffusion.prediction import to_x0
+from jdmctl.diffusion.schedule import expand
+from jdmctl.objectives.denoising import denoising_loss
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.fit import FitSettings
 from jdmctl.tinyworld.stages.autoencoder import encode
 from jdmctl.tinyworld.workshop import Workshop, autocast
 
 
-def denoising_loss(
+def score_matching_loss(
     unet: UNet2DConditionModel,
     scheduler: DDIMScheduler,
     latents: Tensor,
@@ -31,7 +34,7 @@ def denoising_loss(
     branch: ControlNetModel | None = None,
     condition: Tensor | None = None,
 ) -> Tensor:
-    """v-prediction MSE with min-SNR weights (Hang et al. 2023, arXiv:2303.09556, gamma 5)."""
+    """Denoising of latents [B, C, h, w] at uniform timesteps, through a ControlNet if there is one."""
     noise = torch.randn(latents.shape, generator=generator)
     timesteps = torch.randint(scheduler.config.num_train_timesteps, (len(latents),), generator=generator)
     noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -42,10 +45,11 @@ def denoising_loss(
         )
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     output = unet(noisy, timesteps, encoder_hidden_states=embeddings, **residuals).sample.float()
-    error = (output - scheduler.get_velocity(latents, noise, timesteps)).square().mean((1, 2, 3))
     alpha_squared = scheduler.alphas_cumprod[timesteps]
-    snr = alpha_squared / (1 - alpha_squared)
-    return (error * snr.clamp(max=5) / (snr + 1)).mean()
+    alpha, sigma = alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
+    prediction = scheduler.config.prediction_type
+    x0 = to_x0(prediction, output, noisy, expand(alpha, noisy), expand(sigma, noisy))
+    return denoising_loss(x0, latents, alpha, sigma).mean()
 
 
 class TextAndUNet(torch.nn.Module):
@@ -77,7 +81,7 @@ def build_teacher(shop: Workshop) -> None:
         ids = torch.where(dropped[:, None], empty, tokens[index, wording])
         with autocast():
             embeddings = trained.text_encoder(ids)[0]
-            return denoising_loss(trained.unet, scheduler, latents[index], embeddings, generator)
+            return score_matching_loss(trained.unet, scheduler, latents[index], embeddings, generator)
 
     settings = FitSettings(shop.steps(4000), 1.5e-3, ema_decay=0.999, seed=shop.seed)
     shop.train("teacher", trained, loss, settings)
@@ -112,7 +116,7 @@ def build_controlnet(shop: Workshop, control: Control) -> None:
         words = torch.where(dropped[:, None, None], empty, embeddings[index])
         condition = conditions[index].float() / 255
         with autocast():
-            return denoising_loss(unet, teacher.scheduler, latents[index], words, generator, branch, condition)
+            return score_matching_loss(unet, teacher.scheduler, latents[index], words, generator, branch, condition)
 
     name, num_steps = f"controlnet_{control.name}", shop.steps(2000)
     settings = FitSettings(num_steps, 5e-4, shape="constant", ema_decay=0.998, seed=shop.seed)

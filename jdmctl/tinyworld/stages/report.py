@@ -1,52 +1,26 @@
-"""The numbers by which a world is judged, on its test split; what is chosen among (guidance) is chosen on val."""
+"""What is known of a finished world from its val split: how good the judges are, and each ControlNet's guidance."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from diffusers import AutoencoderKL
-from torch import Tensor
-
 from jdmctl.controls.base import Control, load_control
 from jdmctl.evaluation.adherence import scores
 from jdmctl.families.stable_diffusion import StableDiffusion
-from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages import scorers
-from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.stages.student import draw
 from jdmctl.tinyworld.workshop import Workshop
 
-NUM_TEST, NUM_VAL, NUM_STEPS = 500, 100, 25
+NUM_VAL, NUM_STEPS = 100, 25
 GUIDANCE_SCALES = (1.0, 1.5, 2.0)
 
 
 def build(shop: Workshop) -> None:
     family = StableDiffusion.load(shop.output / "teacher", shop.output / "student")
-    judge = Judge.load(shop.output)
-    test = shop.pictures("test")
-    vae = AutoencoderKL.from_pretrained(shop.output / "vae").eval()
-    shop.report["test: vae psnr"] = float(psnr(vae, test.image(slice(0, 256))).mean())
     shop.report |= {f"val: {name}": value for name, value in scorers.report(shop).items()}
-
-    guidance = shop.report["teacher guidance"]
-    num = min(NUM_TEST, len(test))
-    for name, num_steps in (("teacher", NUM_STEPS), ("student", 1)):
-        images = draw(family, test, range(num), num_steps, guidance)
-        note(shop, judge, f"test: {name}", images, test)
-    note(shop, judge, "test: true pictures", test.image(slice(0, num)), test)
     for control in controls(shop.output):
         _controlnet(shop, family, control)
-    for name, value in shop.report.items():
-        shop.say(f"{name}: {value:.4f}")
-
-
-def note(shop: Workshop, judge: Judge, prefix: str, images: Tensor, pictures: Pictures) -> None:
-    """Accuracy of stated attributes and Frechet distance into the report."""
-    accuracy = judge.accuracy(images, pictures.stated[: len(images), 0])
-    shop.report |= {f"{prefix} {name}": value for name, value in accuracy.items()}
-    shop.report[f"{prefix} frechet"] = judge.frechet(images, shop.pictures("reference").image(slice(None)))
 
 
 def controls(world: Path) -> list[Control]:

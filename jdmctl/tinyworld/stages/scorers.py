@@ -54,7 +54,8 @@ def build(shop: Workshop) -> None:
     round_trips = decode(vae, encode(vae, train.images[:4000]))
 
     torch.manual_seed(shop.seed + 1)
-    _train(shop, "classifier", models.classifier(list(train.labels)), 2000, train.truth, classifier_loss, train, round_trips)
+    classifier = models.classifier(list(train.labels))
+    _train(shop, "classifier", classifier, 2000, train.truth, classifier_loss, train, round_trips)
     if train.inverse_depth is not None:
         for name, network, offset in (
             ("depth", models.depth_network, 2),

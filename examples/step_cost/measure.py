@@ -1,0 +1,175 @@
+"""What a training step costs beyond its network passes, and whether it makes any pass too many.
+
+    python examples/step_cost/measure.py [RECIPE] [--steps 20]
+
+Prints the passes of one step per network, counted by hooks, beside the stated minimum; then the wall time of whole
+steps (data, losses, optimisers, averages) over the sum of the same bare passes timed in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from jdmctl.build_run import build_run
+from jdmctl.recipe_files import load_recipe
+from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.loop import fit
+from jdmctl.training.plan import Settings, Stage
+from jdmctl.training.run import make_accelerator
+from jdmctl.training.steps.jdm import JDMStep
+
+
+def networks(step: JDMStep) -> dict[str, torch.nn.Module]:
+    """The networks whose passes are counted."""
+    found = {
+        "student": step.student.backbone,
+        "teacher": step.teacher.denoiser.backbone,
+        "fake score": step.fake_score.backbone,
+        "decoder": step.codec.vae.decoder,
+    }
+    for name, branch in step.student.branches.items():
+        found[f"branch {name}"] = branch
+    for name, branch in step.fake_score.branches.items():
+        found[f"fake branch {name}"] = branch
+    return found
+
+
+def stated_minimum(step: JDMStep) -> dict[str, tuple[int, int]]:
+    """Network -> (forward, backward) passes of one training step that the method cannot do without.
+
+    k fake-score updates each draw a picture and denoise it; the student's update draws one, asks teacher (twice with
+    guidance) and fake score for it, decodes it and goes back through the decoder once for each control.
+    """
+    k, controls = step.fake_score_updates, len(step.energies)
+    guided = 1 if step.teacher.scale == 1 else 2
+    through_teacher = controls if step.energy_at == "denoised" else 0
+    passes = {
+        "student": (k + 1, 1),
+        "teacher": (guided * (2 if through_teacher else 1), guided * through_teacher),
+        "fake score": (k + 1, k),
+        "decoder": (1, controls),
+    }
+    passes |= {f"branch {name}": (k + 1, 1) for name in step.student.branches}
+    passes |= {f"fake branch {name}": (k + 1, k) for name in step.fake_score.branches}
+    return passes
+
+
+def count(step: JDMStep, run_once: Callable[[], None]) -> dict[str, tuple[int, int]]:
+    """(forward, backward) passes of each network while `run_once` runs."""
+    forward, backward = Counter(), Counter()
+
+    def after_forward(name: str):
+        def hook(module, inputs, output):
+            forward[name] += 1
+            first = output[0] if isinstance(output, tuple) else output
+            first = first[0] if isinstance(first, (tuple, list)) else getattr(first, "sample", first)
+            if first.requires_grad:
+                first.register_hook(lambda gradient: backward.update([name]))
+
+        return hook
+
+    handles = [module.register_forward_hook(after_forward(name)) for name, module in networks(step).items()]
+    run_once()
+    for handle in handles:
+        handle.remove()
+    return {name: (forward[name], backward[name]) for name in networks(step)}
+
+
+def bare_seconds(step: JDMStep, batch, autocast, repeats: int) -> float:
+    """Seconds of one step's network passes alone, on tensors of the same shapes."""
+    noise = torch.randn(len(batch), *step.latent_shape)
+    t = torch.full((len(batch),), 0.5)
+    seen = batch.conditions if step.form == "conditional" else None
+
+    def fake_update() -> None:
+        with torch.no_grad():
+            x0 = step.student.generate(noise, batch.prompt, batch.conditions)
+        step.fake_score(x0, t, batch.prompt, seen).mean().backward()
+
+    def student_update() -> None:
+        x0 = step.student.generate(noise, batch.prompt, batch.conditions)
+        with torch.no_grad():
+            step.teacher(noise, t, batch.prompt)
+            step.fake_score(noise, t, batch.prompt, seen)
+        if step.energies:
+            leaf = x0.detach().requires_grad_()
+            image = step.codec.decode(leaf)
+            for energy in step.energies:
+                value = energy(image, batch).sum()
+                torch.autograd.grad(value, leaf, retain_graph=energy is not step.energies[-1])
+        x0.mean().backward()
+
+    began = time.perf_counter()
+    for _ in range(repeats):
+        with autocast():
+            for _ in range(step.fake_score_updates):
+                fake_update()
+            student_update()
+    return (time.perf_counter() - began) / repeats
+
+
+class Quiet:
+    """An observer that looks at nothing."""
+
+    def log(self, record) -> None: ...
+
+    def validate(self) -> dict[str, float]:
+        return {"score": 0.0}
+
+    def preview(self, name: str) -> None: ...
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", nargs="?", default="tiny/depth")
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+
+    recipe = load_recipe(arguments.recipe)
+    accelerator = make_accelerator("", recipe.training.precision)
+    run = build_run(recipe, accelerator)
+    stage = run.stages[-1]
+    step = stage.step
+    for energy in step.energies:
+        step.weights[energy.name] = 1.0
+    batch = run.batches.batch("student", 0, 0)
+
+    def one_step() -> None:
+        with accelerator.autocast():
+            for phase in step.phases:
+                for _ in range(phase.repeats):
+                    phase.loss(batch).total.backward()
+
+    one_step()
+    counted, least = count(step, one_step), stated_minimum(step)
+    print(f"{'passes of one step':24}{'forward':>9}{'backward':>10}   stated minimum")
+    for name, passes in counted.items():
+        print(f"{name:24}{passes[0]:9}{passes[1]:10}   {least[name][0]}, {least[name][1]}")
+
+    moments: list[float] = []
+    timed = Stage("cost", step, arguments.steps, "cost", before_step=lambda _: moments.append(time.perf_counter()))
+    far = 10**9
+    settings = Settings(run.settings.optimizers, run.settings.batch_size, log_every_steps=far, save_every_steps=far,
+                        validate_every_steps=far, preview_every_steps=far)  # fmt: skip
+    before = bare_seconds(step, batch, accelerator.autocast, 3)
+    with TemporaryDirectory() as folder:
+        fit([timed], run.batches, settings, accelerator=accelerator, checkpoints=Checkpoints(Path(folder, "c")),
+            observer=Quiet())  # fmt: skip
+    after = bare_seconds(step, batch, accelerator.autocast, 3)
+    whole = sorted(b - a for a, b in zip(moments[:-1], moments[1:], strict=True))[len(moments) // 2]
+    bare = (before + after) / 2
+    print(f"\nwhole step {whole:.3f} s, bare passes {bare:.3f} s (before {before:.3f}, after {after:.3f}): "
+          f"ratio {whole / bare:.3f}")  # fmt: skip
+    if counted != least:
+        raise SystemExit("the passes differ from the stated minimum")
+
+
+if __name__ == "__main__":
+    main()
