@@ -61,8 +61,7 @@ def ensure_torchvision() -> Literal["absent", "native", "schema-only"]:
             raise
         _declare_schemas()
         importlib.import_module("torchvision")
-        return "schema-only"
-    return "native"
+    return "schema-only" if _keep_alive else "native"  # found so also when asked for while it is imported
 
 
 def _declare_schemas() -> None:

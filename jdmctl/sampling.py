@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from jdmctl.errors import BadInputError, ConditionMismatchError
-from jdmctl.types import Codec, Controls, Prompt
+from jdmctl.types import Codec, Prompt
 
 METADATA_KEY = "jdmctl"
 _CELL_PX, _MARGIN_PX, _TEXT_PX = 160, 8, 13
@@ -32,10 +32,6 @@ class Family(Protocol):
 
     def encode_prompt(self, texts: Sequence[str]) -> Prompt: ...
 
-    def multistep(
-        self, noise: Tensor, prompt: Prompt, num_steps: int, guidance_scale: float, controls: Controls
-    ) -> Tensor: ...
-
 
 def seed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     """[B, *shape]: the latents that a diffusers pipeline draws for one picture with each seed."""
@@ -43,6 +39,7 @@ def seed_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
     return torch.cat(draws)
 
 
+@torch.no_grad()
 def draw(
     family: Family,
     prompts: Sequence[str],
@@ -59,47 +56,18 @@ def draw(
     Raises:
         ConditionMismatchError: a condition has no branch, or not the student's size.
     """
-    conditions = {name: value for name, value in (controls or {}).items() if value is not None}
-    for name, condition in conditions.items():
+    asked = {name: value for name, value in (controls or {}).items() if value is not None}
+    for name, condition in asked.items():
         require_fit(family, name, condition)
-    with _scaled(family.student, scales or {}):
-        return _draw(family, family.student.generate, prompts, seeds, conditions, batch_size)
-
-
-def draw_multistep(
-    family: Family,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    num_steps: int,
-    guidance_scale: float,
-    controls: Controls | None = None,
-    batch_size: int = 16,
-) -> Tensor:
-    """As `draw`, by the teacher in `num_steps`; controls go through the teacher's own branches."""
-
-    def generate(noise: Tensor, prompt: Prompt, conditions: Controls) -> Tensor:
-        return family.multistep(noise, prompt, num_steps, guidance_scale, conditions)
-
-    return _draw(family, generate, prompts, seeds, controls or {}, batch_size)
-
-
-@torch.no_grad()
-def _draw(
-    family: Family,
-    generate: Callable[[Tensor, Prompt, Controls], Tensor],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    conditions: Controls,
-    batch_size: int,
-) -> Tensor:
     device = next(family.student.parameters()).device
     noise = seed_noise(seeds, family.latent_shape)
     images = []
-    for part in torch.arange(len(seeds)).split(batch_size):
-        prompt = family.encode_prompt([prompts[i] for i in part])
-        controls = {name: condition[part].to(device) for name, condition in conditions.items()}
-        x0 = generate(noise[part].to(device), prompt, controls)
-        images.append(family.codec.decode(x0).clamp(0, 1).cpu())
+    with _scaled(family.student, scales or {}):
+        for part in torch.arange(len(seeds)).split(batch_size):
+            prompt = family.encode_prompt([prompts[i] for i in part])
+            conditions = {name: condition[part].to(device) for name, condition in asked.items()}
+            x0 = family.student.generate(noise[part].to(device), prompt, conditions)
+            images.append(family.codec.decode(x0).clamp(0, 1).cpu())
     return torch.cat(images)
 
 

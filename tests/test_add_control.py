@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import ControlNetModel
 from PIL import Image
 from safetensors import safe_open
@@ -37,6 +38,7 @@ def add_control(monkeypatch, capsys):
     """Runs add-control in this process; returns what it wrote to stdout and stderr."""
 
     def run(*words) -> tuple[str, str]:
+        AcceleratorState._reset_state()  # as in a new process: precision is kept for a process's life
         monkeypatch.setattr(sys, "argv", ["jdmctl", "add-control", *map(str, words)])
         with pytest.raises(SystemExit) as left:
             cli.app()
@@ -122,6 +124,17 @@ def test_every_kind_of_objective_runs(in_tiny_world, photos, add_control, change
     )
     values = [v for r in metrics(Path("run")) if r["event"] == "step" for k, v in r.items() if k.endswith("norm")]
     assert values and all(0 <= value < 1e6 for value in values)
+
+
+def test_lora_on_the_student_is_saved_beside_the_branch(in_tiny_world, add_control):
+    """The student that draws the conditions stays as it was: a copy."""
+    Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(8)))
+    add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", "prompts.txt", *SET,
+        "--set", "training.student_lora_rank=2", "-o", "run",
+    )  # fmt: skip
+    assert list(Path("run/student_lora").glob("*.safetensors"))
+    assert Path("run/controlnet/config.json").exists()
 
 
 def test_two_controls_leave_a_branch_each(in_tiny_world, photos, add_control):

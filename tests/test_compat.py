@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-ENSURE = "from jdmctl._compat import ensure_torchvision\n"
+ENSURE = "from jdmctl._compat import ensure_torchvision"
 NEEDS_OPERATOR = """
     import torch
     if not hasattr(torch.ops.torchvision, "nms"):
@@ -23,7 +23,7 @@ def run(code, *folders):
     path = os.pathsep.join([*map(str, folders), os.getcwd()])
     environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", ENSURE + textwrap.dedent(code)],
+        [sys.executable, "-c", textwrap.dedent(code).replace("ENSURE", ENSURE)],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -44,6 +44,7 @@ def fake_torchvision(tmp_path):
 def test_a_whole_torchvision_is_left_alone(fake_torchvision):
     folder = fake_torchvision("")
     code = """
+    ENSURE
     import sys
     print(ensure_torchvision(), "torch" in sys.modules)
     """
@@ -52,8 +53,17 @@ def test_a_whole_torchvision_is_left_alone(fake_torchvision):
 
 def test_missing_operators_are_declared_once(fake_torchvision):
     folder = fake_torchvision(NEEDS_OPERATOR)
-    code = "print(ensure_torchvision(), ensure_torchvision()); import torchvision"
+    code = "ENSURE; print(ensure_torchvision(), ensure_torchvision()); import torchvision"
     assert run(code, folder) == "schema-only schema-only"
+
+
+@pytest.mark.parametrize("first", ["torchvision", "torchvision.ops"])
+def test_importing_jdmctl_is_enough(fake_torchvision, first):
+    """Whoever imports torchvision after jdmctl, or a part of it, finds it mended."""
+    folder = fake_torchvision(NEEDS_OPERATOR)
+    (folder / "torchvision" / "ops.py").write_text("")
+    assert run(f"import jdmctl, sys, {first}; print('{first}' in sys.modules)", folder) == "True"
+    assert run(f"import jdmctl, {first}; ENSURE; print(ensure_torchvision())", folder) == "schema-only"
 
 
 def test_an_import_that_failed_before_is_repaired(fake_torchvision):
@@ -63,6 +73,7 @@ def test_an_import_that_failed_before_is_repaired(fake_torchvision):
     try:
         import torchvision
     except RuntimeError:
+        ENSURE
         print(ensure_torchvision())
     import torchvision
     """
@@ -72,6 +83,7 @@ def test_an_import_that_failed_before_is_repaired(fake_torchvision):
 def test_another_failure_is_not_hidden(fake_torchvision):
     folder = fake_torchvision("raise RuntimeError('of another kind')")
     code = """
+    ENSURE
     try:
         ensure_torchvision()
     except RuntimeError as problem:
@@ -82,6 +94,7 @@ def test_another_failure_is_not_hidden(fake_torchvision):
 
 def test_without_torchvision_there_is_nothing_to_do():
     code = """
+    ENSURE
     import importlib.util
     importlib.util.find_spec = lambda name: None
     print(ensure_torchvision())
@@ -91,7 +104,7 @@ def test_without_torchvision_there_is_nothing_to_do():
 
 def test_what_needs_torchvision_can_be_imported_on_this_machine():
     code = """
-    ensure_torchvision()
+    import jdmctl
     from controlnet_aux import CannyDetector
     from diffusers import StableDiffusionControlNetPipeline
     from transformers import CLIPModel

@@ -14,7 +14,6 @@ from jdmctl.evaluation.adherence import adherence, scores
 from jdmctl.evaluation.bootstrap import Estimate, bootstrap, geometric_mean, mean, ratio
 from jdmctl.evaluation.diversity import entropy, open_entropy, seed_distance
 from jdmctl.evaluation.fidelity import features, frechet_distance, kernel_distance
-from jdmctl.evaluation.marks import Exam, compare
 from jdmctl.evaluation.prompts import OPEN, stated_accuracy
 
 
@@ -231,7 +230,7 @@ ROW = results.Row(
     high=0.0123,
     seeds=[0, 1, 2],
     n=500,
-    command="jdmctl eval runs/depth",
+    command="jdmctl world score runs/depth",
 )
 
 
@@ -304,51 +303,3 @@ tail
 
 def test_estimate_prints_as_value_and_interval():
     assert str(Estimate(0.123456, 0.1, 0.2, 5)) == "0.1235 [0.1, 0.2]"
-
-
-# --- marks ------------------------------------------------------------------------------------
-
-
-def exam(n: int) -> Exam:
-    """Grey conditions, features that are mean colours, and one attribute: is a picture bright."""
-    return Exam(
-        conditions={"brightness": torch.linspace(0, 1, n)[:, None, None, None].expand(n, 3, 4, 4)},
-        scorers={"brightness": Brightness()},
-        features=lambda images: images.mean((2, 3)).double(),
-        reference=torch.rand(200, 3, generator=torch.Generator().manual_seed(5)).double(),
-        classify=lambda images: {"bright": (images.mean((1, 2, 3)) > 0.5).long()},
-        stated={"bright": torch.tensor([OPEN, 1] * (n // 2))},
-    )
-
-
-def test_marks_by_hand():
-    """40 scenes, two seeds: one is 0.1 too bright, one 0.3. Errors 0.1 and 0.3, so 0.2 on average;
-    grey pictures differ by 0.2 in each of 3 features: sqrt(3) * 0.2.
-
-    Odd scenes state "bright". Scene i has brightness i / 39: plus 0.1 it exceeds 0.5 from i = 16 on,
-    odd ones are 17 ... 39, 12 of 20; plus 0.3 from i = 8 on, 9 ... 39, 16 of 20. Accuracy 14 / 20.
-    Even scenes leave it open: 12 of 20 are bright, then 16 of 20.
-    """
-    test = exam(40)
-    images = torch.stack([test.conditions["brightness"] + offset for offset in (0.1, 0.3)])
-    found = compare(lambda value: value, test.mark(images), n=40, resamples=20)
-    assert found["brightness error"].value == pytest.approx(0.2, rel=1e-5)
-    assert found["seed distance"].value == pytest.approx(0.2 * 3**0.5, rel=1e-5)
-    assert found["bright accuracy"].value == pytest.approx(14 / 20)
-    expected = np.mean([-p * np.log(p) - (1 - p) * np.log(1 - p) for p in (12 / 20, 16 / 20)])
-    assert found["open entropy"].value == pytest.approx(expected)
-    distances = [frechet_distance(part.mean((2, 3)), test.reference) for part in images]
-    assert found["frechet"].value == pytest.approx(sum(distances) / 2)
-
-
-def test_comparison_is_paired():
-    """Twice the error in every scene: the ratio is 2 in each resample, so its interval is a point."""
-    test = exam(40)
-    grey = test.conditions["brightness"]
-    offsets = torch.rand(40, 1, 1, 1, generator=torch.Generator().manual_seed(0))
-    one, two = (test.mark((grey + factor * offsets)[None]) for factor in (1, 2))
-    ratios = compare(lambda a, b: a / b, two, one, n=40, resamples=20)
-    error = ratios["brightness error"]
-    assert (error.low, error.high) == pytest.approx((2, 2), rel=1e-5)
-    assert ratios["frechet"].high - ratios["frechet"].low > 0.01
-    assert "seed distance" not in ratios  # one seed has none

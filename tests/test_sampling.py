@@ -158,18 +158,11 @@ def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl, branch, photos):
     """The command in a picture's metadata gives the same pixels, although it was asked for with a
     photo, at another place in a batch and with a scale."""
     code, out, err = jdmctl(
-        *(
-            "sample",
-            "--student",
-            "tiny",
-            "--controlnet",
-            f"softedge={branch}",
-            "--control",
-            f"softedge={photos}/03.png",
-        ),
-        *("--prompt", "a red box", "--prompt", "a blue box", "--seed", 4, "--num", 2, "--scale", "softedge=0.7"),
+        *("sample", "--student", "tiny", "--controlnet", f"softedge={branch}"),
+        *("--control", f"softedge={photos}/03.png", "--scale", "softedge=0.7"),
+        *("--prompt", "a red box", "--prompt", "a blue box", "--seed", 4, "--num", 2),
         *("--output", "first", "--json"),
-    )
+    )  # fmt: skip
     assert code == 0, err
     *records, last = [json.loads(line) for line in out.splitlines()]
     assert last == {"grid": "first/grid.png"}
@@ -190,18 +183,24 @@ def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl, branch, photos):
     assert not torch.equal(pixels("second/000-seed5.png"), pixels(records[1]["file"]))
 
 
-def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl, branch, photos):
-    """Twelve photos, a quarter of them held out: the last three."""
-    run = Path("runs/softedge")
+def start_run(control: str, photos: Path) -> Path:
+    """A run folder as it is before the run has finished."""
+    run = Path("runs", control)
     run.mkdir(parents=True)
     values = {
-        "name": "softedge",
+        "name": control,
         "model": {"teacher": "tiny", "student": "tiny"},
-        "controls": [{"name": "softedge"}],
+        "controls": [{"name": control}],
         "training": {"num_steps": 1},
         "data": {"source": "images", "path": str(photos)},
     }
     (run / "recipe.yaml").write_text(json.dumps(values))
+    return run
+
+
+def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl, branch, photos):
+    """Twelve photos, a quarter of them held out: the last three."""
+    run = start_run("softedge", photos)
     code, _, err = jdmctl("sample", run)
     assert code == 1 and "has not finished" in err and f"jdmctl add-control {run} --resume" in err
     shutil.copytree(branch, run / "controlnet")
@@ -212,6 +211,22 @@ def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl, branch, 
     assert [record["prompt"] for record in records] == captions[9:]
     assert last["grid"] == f"{run}/samples/grid.png"
     assert len({record["controls"]["softedge"]["condition_sha256"] for record in records}) == 3
+
+
+def test_runs_on_one_student_are_composed(jdmctl, branch, photos):
+    """Both branches obey the same picture; a preview makes the second run's conditions itself."""
+    edges, small = start_run("softedge", photos), start_run("lowres", photos)
+    for run in (edges, small):
+        shutil.copytree(branch, run / "controlnet")
+    code, out, err = jdmctl("sample", edges, small, "--json")
+    assert code == 0, err
+    first = json.loads(out.splitlines()[0])
+    assert list(first["adherence"]) == ["softedge ssim", "lowres psnr"]
+    assert len({control["condition_sha256"] for control in first["controls"].values()}) == 2
+    _, alone, _ = jdmctl("sample", edges, "--output", "alone", "--json")
+    assert not torch.equal(pixels(first["file"]), pixels(json.loads(alone.splitlines()[0])["file"]))
+    code, _, err = jdmctl("sample", edges, edges)
+    assert code == 1 and "both have softedge" in err
 
 
 SOFTEDGE = "--student tiny --controlnet softedge="

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
 Mode = Literal["human", "json", "quiet"]
 
@@ -26,9 +26,7 @@ class Output:
 
     def __init__(self, mode: Mode = "human"):
         self.mode = mode
-        self._progress: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
-        self._adherence = ""
+        self._live: _Live | None = None
 
     def __enter__(self) -> Output:
         return self
@@ -70,47 +68,56 @@ class Output:
         """One record of a running training; see `jdmctl.training.plan.Observer`."""
         if self.mode == "json":
             print(json.dumps(record), flush=True)
+        elif self.mode == "human" and sys.stderr.isatty():
+            self._live = self._live or _Live()
+            self._live.show(record)
         elif self.mode == "human":
-            if record["event"] == "validation":
-                self._adherence = _adherence(record)
-            if sys.stderr.isatty():
-                self._draw(record)
-            else:
-                self._stderr(_line(record))
+            self._stderr(_line(record))
 
     def _stderr(self, text: str) -> None:
-        if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False)
+        if self._live:
+            self._live.print(text)
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def _draw(self, record: Mapping[str, Any]) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        if not self._progress:
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[numbers]}", markup=False),
-                console=Console(stderr=True),
-            )
-            self._progress.start()
-        stage = record["stage"]
-        if record["event"] == "validation":
-            return self._stderr(_line(record))
-        if stage not in self._tasks:
-            for done in self._tasks.values():
-                self._progress.stop_task(done)
-            self._tasks[stage] = self._progress.add_task(stage, total=record["num_steps"], numbers="")
-        numbers = f"{_numbers(record)}{self._adherence and f' | {self._adherence}'}"
-        self._progress.update(self._tasks[stage], completed=record["step"], numbers=numbers)
-
     def _close(self) -> None:
-        if self._progress:
-            self._progress.stop()
-            self._progress, self._tasks = None, {}
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+
+class _Live:
+    """At a terminal: a bar for each stage, and the latest numbers below."""
+
+    def __init__(self) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.text import Text
+
+        self._console = Console(stderr=True)
+        self._bars = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._stages: dict[str, TaskID] = {}
+        self._numbers, self._adherence = Text(), ""
+        self._live = Live(Group(self._bars, self._numbers), console=self._console)
+        self._live.start()
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        if record["event"] == "validation":
+            self._adherence = _adherence(record)
+            self.print(_line(record))
+            return
+        stage = record["stage"]
+        if stage not in self._stages:
+            self._stages[stage] = self._bars.add_task(stage, total=record["num_steps"])
+        self._bars.update(self._stages[stage], completed=record["step"])
+        self._numbers.plain = ", ".join(filter(None, [_numbers(record), self._adherence]))
+
+    def print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False)
+
+    def stop(self) -> None:
+        self._live.stop()
 
 
 def _line(record: Mapping[str, Any]) -> str:

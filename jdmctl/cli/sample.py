@@ -72,7 +72,8 @@ def draw_and_save(
 ) -> list[dict[str, Any]]:
     """Draw (request, seed) pairs into `folder`; a record of each picture.
 
-    Conditions are rounded to 8 bits first: what is saved is then exactly what was obeyed.
+    Conditions are rounded to 8 bits first: what is saved is then exactly what was obeyed. Pictures are drawn one by
+    one, since the last bit of a picture can change with the rest of its batch.
     """
     import torch
 
@@ -83,8 +84,8 @@ def draw_and_save(
     prompts, seeds = [request.prompt for request, _ in wanted], [seed for _, seed in wanted]
     names = list(wanted[0][0].conditions)
     asked = {n: sampling.eight_bit(torch.stack([r.conditions[n] for r, _ in wanted])) for n in names}
-    images = sampling.draw(studio.family, prompts, seeds, asked, scales)
-    alone = sampling.draw(studio.family, prompts, seeds) if names else images
+    images = sampling.draw(studio.family, prompts, seeds, asked, scales, batch_size=1)
+    alone = sampling.draw(studio.family, prompts, seeds, batch_size=1) if names else images
     found, scores = {}, {}
     for name in names:
         judge, shown = studio.controls[name], images.to(studio.device)
@@ -100,7 +101,8 @@ def draw_and_save(
         cells = [*before, alone[i], images[i], *after] if names else [images[i]]
         rows.append((_caption(record), cells))
         records.append(record)
-    columns = [*names, "student alone", "student", *(f"{n} found" for n in names)] if names else ["student"]
+    around = [f"{n} asked" for n in names], [f"{n} found" for n in names]
+    columns = [*around[0], "no control", "output", *around[1]] if names else ["output"]
     sampling.save_picture(sampling.grid(columns, rows), folder / "grid.png", {"pictures": records})
     return records
 

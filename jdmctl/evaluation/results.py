@@ -85,15 +85,6 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, aligned, *body])
 
 
-def listing(rows: Sequence[Row]) -> str:
-    """Plain text: a line for each row, aligned."""
-    lines = [(row.method, str(row.passes), row.metric, str(row.estimate)) for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(3)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]) for line in lines
-    )
-
-
 def fill(document: str, name: str, rows: Sequence[Row]) -> str:
     """The document with its tables of these rows made anew.
 

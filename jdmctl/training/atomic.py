@@ -79,5 +79,8 @@ def _could_not_write(target: Path, error: Exception) -> JdmError:
     is_full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     is_full = is_full or "No space left" in str(error) or "File too large" in str(error)
     if is_full:
-        return JdmError(f"the disk is full: could not save {target}", hint="free some space, then add --resume")
+        return JdmError(
+            f"the disk is full: could not save {target}",
+            hint="free some space; a training run then goes on with --resume",
+        )
     return JdmError(f"could not save {target}: {error}", hint="check that the folder can be written to")

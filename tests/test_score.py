@@ -1,0 +1,85 @@
+"""Scores of runs on held-out scenes: ideal for true pictures under an ideal judge, worse for damaged ones."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from jdmctl.controls.base import load_control
+from jdmctl.tinyworld.judge import Judge
+from jdmctl.tinyworld.score import Scenes
+from jdmctl.tinyworld.source import SCENE_LABELS, scenes
+
+
+class IdealJudge(Judge):
+    """Knows the truth of the scenes by their pixels; knows nothing of a picture that it has never seen."""
+
+    def __init__(self, pictures):
+        object.__setattr__(self, "classifier", None)
+        images = pictures.image(slice(None))
+        object.__setattr__(self, "truth", dict(zip(map(self.key, images), pictures.truth, strict=True)))
+
+    @staticmethod
+    def key(image):
+        return (image * 255).round().byte().numpy().tobytes()
+
+    @property
+    def attributes(self):
+        columns = {}
+        for column, label in enumerate(SCENE_LABELS):
+            columns.setdefault(label.split(": ")[0], []).append(column)
+        return columns
+
+    def shown(self, images):
+        unknown = torch.zeros(len(SCENE_LABELS), dtype=torch.bool)
+        found = self.classes(torch.stack([self.truth.get(self.key(image), unknown) for image in images]))
+        return {name: values.clamp(min=0) for name, values in found.items()}
+
+    def features(self, images):
+        return images.mean((2, 3)).double()
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory):
+    pictures = scenes("test", 40, tmp_path_factory.mktemp("scenes"))
+    return Scenes.make("tiny", pictures, 40, {"canny": load_control("canny")}, IdealJudge(pictures), pictures)
+
+
+def by_metric(rows):
+    return {row.metric: row for row in rows}
+
+
+def test_true_pictures_score_the_ideal_value(asked):
+    """F1 1, every stated attribute shown, entropy that of the scenes, no distance to themselves."""
+    found = by_metric(asked.rows("true pictures", 0, [asked.true_images()], [0], "a command"))
+    for metric in ("canny f1", "shape accuracy", "color accuracy", "floor accuracy", "open entropy"):
+        assert found[metric].value == pytest.approx(1.0), metric
+    assert found["frechet"].value == pytest.approx(0.0, abs=1e-9)
+    assert found["canny f1"].n == 40
+
+
+def test_damaged_pictures_score_worse(asked):
+    blurred = torch.nn.functional.avg_pool2d(asked.true_images(), 5, stride=1, padding=2)
+    found = by_metric(asked.rows("blurred", 1, [blurred], [0], "a command"))
+    assert found["canny f1"].value < 0.8
+    assert found["color accuracy"].value < 0.5  # the judge knows none of them: always class 0
+    assert found["open entropy"].value == pytest.approx(0.0)
+    assert found["frechet"].value > 1e-5
+
+
+def test_a_value_is_the_mean_over_seeds_and_its_interval_holds_each(asked):
+    true = asked.true_images()
+    blurred = torch.nn.functional.avg_pool2d(true, 5, stride=1, padding=2)
+    each = [by_metric(asked.rows("one", 1, [images], [0], ""))["canny f1"].value for images in (true, blurred)]
+    both = by_metric(asked.rows("both", 1, [true, blurred], [0, 1], ""))["canny f1"]
+    assert both.value == pytest.approx(sum(each) / 2)
+    assert both.low <= min(each) and both.high >= max(each)
+    assert both.seeds == [0, 1]
+
+
+def test_unstated_attributes_do_not_count_as_wrong(asked):
+    """With nothing stated there is no accuracy at all, and all variety is open."""
+    silent = dataclasses.replace(asked.pictures, stated=torch.zeros_like(asked.pictures.stated))
+    found = by_metric(dataclasses.replace(asked, pictures=silent).rows("t", 0, [asked.true_images()], [0], ""))
+    assert not [metric for metric in found if metric.endswith("accuracy")]
+    assert found["open entropy"].value == pytest.approx(1.0)
