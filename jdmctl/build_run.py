@@ -182,7 +182,9 @@ def _products(recipe: Recipe, family: Any) -> dict[str, Callable[[Path], None]]:
     """Folder -> what writes it: controlnet, or controlnet-canny and so on if there are several."""
     names = [control.name for control in recipe.controls]
     folders = {"controlnet" if len(names) == 1 else f"controlnet-{name}": name for name in names}
-    products = {folder: functools.partial(family.save_control_branch, name) for folder, name in folders.items()}
+    products: dict[str, Callable[[Path], None]] = {
+        folder: functools.partial(family.save_control_branch, name) for folder, name in folders.items()
+    }
     if recipe.training.student_lora_rank:
         products["student_lora"] = family.save_student_lora
     return products

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Control, Data, FakeScore, Model, Objective, Recipe, Training
 
-_SECTIONS = {
+_SECTIONS: dict[str, type[BaseModel]] = {
     "model": Model,
     "controls": Control,
     "objective": Objective,
@@ -133,7 +133,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise yaml.MarkedYAMLError(problem=f"key {key!r} is not text", problem_mark=key_node.start_mark)
             if key in seen:
@@ -199,9 +199,9 @@ def _explain(error: ErrorDetails) -> str:
 
 def _suggest_key(path: tuple[int | str, ...]) -> str:
     key = str(path[-1])
-    known: Iterable[str] = (Recipe if len(path) == 1 else _SECTIONS[str(path[0])]).model_fields
-    close = difflib.get_close_matches(key, known, n=1)
-    elsewhere = [f"{name}.{key}" for name, section in _SECTIONS.items() if key in section.model_fields]
+    section: type[BaseModel] = Recipe if len(path) == 1 else _SECTIONS[str(path[0])]
+    close = difflib.get_close_matches(key, section.model_fields, n=1)
+    elsewhere = [f"{name}.{key}" for name, other in _SECTIONS.items() if key in other.model_fields]
     return _did_you_mean(close or elsewhere)
 
 

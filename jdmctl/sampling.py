@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
-from jdmctl.errors import BadInputError, ConditionMismatchError
+from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
 from jdmctl.types import Codec, Prompt
 
 METADATA_KEY = "jdmctl"
@@ -123,11 +123,20 @@ def fingerprint(image: Tensor) -> str:
 
 
 def save_picture(picture: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
-    """Write a PNG that carries `record` as JSON in a tEXt chunk named jdmctl."""
+    """Write a PNG that carries `record` as JSON in a tEXt chunk named jdmctl.
+
+    Raises:
+        JdmError: it cannot be written, for instance because the disk is full.
+    """
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text(METADATA_KEY, json.dumps(record))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path, format="PNG", pnginfo=chunk)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(path, format="PNG", pnginfo=chunk)
+    except OSError as error:
+        raise JdmError(
+            f"could not save {path}: {error.strerror or error}", hint="make room, or choose another --output"
+        ) from error
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -218,9 +218,7 @@ def descend(control, images, conditions, num_steps, smooth_px=0.0):
 
 
 def blur(image, sigma):
-    return to_image(
-        np.stack([cv2.GaussianBlur(x, (0, 0), sigma) for x in image.permute(0, 2, 3, 1).numpy()])
-    ).mul(255)
+    return to_image(np.stack([cv2.GaussianBlur(x, (0, 0), sigma) for x in image.permute(0, 2, 3, 1).numpy()])).mul(255)
 
 
 @pytest.mark.parametrize("smooth_px", [0.0, 1.0])

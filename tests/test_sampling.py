@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from jdmctl.cli import app as cli
-from jdmctl.errors import BadInputError, ConditionMismatchError
+from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.sampling import draw, eight_bit, fingerprint, grid, read_record, save_picture, seed_noise, to_picture
 
@@ -105,6 +105,8 @@ def test_record_survives_in_the_file(tmp_path):
     Image.new("RGB", (8, 8)).save(path)
     with pytest.raises(BadInputError, match="does not say"):
         read_record(path)
+    with pytest.raises(JdmError, match="could not save"):
+        save_picture(to_picture(image), path / "below-a-file.png", record)
 
 
 def test_fingerprint_is_of_the_saved_pixels():

@@ -118,9 +118,7 @@ def test_full_captions_name_every_object_and_relations_hold(scenes):
     for index in range(len(scenes)):
         text = caption(scenes, index, rng, drop=0).text
         for other in range(int(scenes.num_objects[index])):
-            name = (
-                f"{list(COLORS)[scenes.color[index, other]]} {SHAPES[scenes.shape[index, other]]}"
-            )
+            name = f"{list(COLORS)[scenes.color[index, other]]} {SHAPES[scenes.shape[index, other]]}"
             assert name in text
         relations = text.rsplit(" on ", 1)[0].split(" and ")
         assert len(relations) == max(1, scenes.num_objects[index] - 1)

@@ -77,7 +77,7 @@ def scene_pictures(num: int, family) -> dict[str, Tensor]:
     found = {"scenes": to_image(scenes.image)}
     if family:
         rng = np.random.default_rng(0)
-        prompt = family.encode_prompt([caption(scenes, index, rng) for index in range(num)])
+        prompt = family.encode_prompt([caption(scenes, index, rng).text for index in range(num)])
         latents = family.student.generate(torch.randn(num, *family.latent_shape), prompt)
         found["student"] = family.codec.decode(latents)
     return found
@@ -123,9 +123,7 @@ def report_descents(kind: str, images: Tensor, num_steps: int, family) -> None:
             report(kind, name, "latent", score(start, conditions), start, end, conditions)
 
 
-def descend(
-    x: Tensor, decode: Callable, smooth: Callable, conditions: Tensor, step: float, num_steps: int
-) -> Tensor:
+def descend(x: Tensor, decode: Callable, smooth: Callable, conditions: Tensor, step: float, num_steps: int) -> Tensor:
     """Steps of equal length along the (smoothed) gradient of the energy."""
     for _ in range(num_steps):
         x = x.detach().requires_grad_()

@@ -112,8 +112,6 @@ def _record(
 ) -> dict[str, Any]:
     """Everything that a picture follows from, and the command that draws it again."""
     from jdmctl import __version__, sampling
-    from jdmctl.build import resolve
-    from jdmctl.weights import fingerprint
 
     command = ["jdmctl", "sample", "--student", studio.student, "--student-time", str(studio.student_time)]
     command += ["--student-lora", str(studio.student_lora)] if studio.student_lora else []
@@ -122,11 +120,10 @@ def _record(
     for name, condition in conditions.items():
         digest, branch, options = sampling.fingerprint(condition), studio.branches[name], studio.options.get(name, {})
         path = folder / "conditions" / f"{name}-{digest[:12]}.png"
-        local = Path(resolve(str(branch), name))
         sampling.save_picture(sampling.to_picture(condition), path, {"control": name, "sha256": digest})
         controls[name] = {
             "controlnet": str(branch),
-            "controlnet_sha256": fingerprint(local) if local.is_dir() else None,  # None: from the hub
+            "controlnet_sha256": studio.branch_hashes[name],
             "condition": str(path),
             "condition_sha256": digest,
             "scale": scales.get(name, 1.0),

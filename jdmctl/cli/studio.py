@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,6 +101,15 @@ class Studio:
         model = Model(teacher=own, student=own, student_time=student_time)
         family = _student_family(model, branches, student_lora, device)
         return cls(student, student_time, branches, options, device, family, controls, student_lora)
+
+    @functools.cached_property
+    def branch_hashes(self) -> dict[str, str | None]:
+        """Control -> sha256 of its branch's folder, None for one from the hub."""
+        from jdmctl.build import resolve
+        from jdmctl.weights import fingerprint
+
+        folders = {name: Path(resolve(str(branch), name)) for name, branch in self.branches.items()}
+        return {name: fingerprint(folder) if folder.is_dir() else None for name, folder in folders.items()}
 
     def held_out(self, number: int) -> list[Request]:
         """Requests from the first samples that the (first) run was not trained on."""

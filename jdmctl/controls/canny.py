@@ -33,9 +33,7 @@ class Canny:
 
     def __init__(self, low: int = 100, high: int = 200) -> None:
         if not 0 < low <= high:
-            raise BadInputError(
-                f"canny: low is {low} and high is {high}", hint="choose 0 < low <= high"
-            )
+            raise BadInputError(f"canny: low is {low} and high is {high}", hint="choose 0 < low <= high")
         self._low, self._high = low, high
 
     @torch.no_grad()

@@ -38,9 +38,7 @@ class Depth:
         normalise: Literal["none", "per_image"] = "none",
     ) -> None:
         if normalise not in ("none", "per_image"):
-            raise BadInputError(
-                f"depth: normalise is '{normalise}'", hint="choose 'none' or 'per_image'"
-            )
+            raise BadInputError(f"depth: normalise is '{normalise}'", hint="choose 'none' or 'per_image'")
         self._per_image = normalise == "per_image"
         self.network = DepthNetwork(network)
         self.scorer = DepthNetwork(scorer) if scorer else self.network
@@ -73,6 +71,9 @@ class Depth:
 
 class DepthNetwork(nn.Module):
     """A frozen depth network with its own preprocessing done in torch, so that it has a gradient."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -118,7 +119,5 @@ def _load(source: str) -> nn.Module:
 def _preprocessing(source: str) -> dict[str, Any]:
     from transformers.utils import cached_file
 
-    path = cached_file(
-        source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False
-    )
+    path = cached_file(source, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
     return json.loads(Path(path).read_text()) if path else {}

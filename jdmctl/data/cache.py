@@ -47,13 +47,13 @@ class ConditionCache:
             BadInputError: the folder cannot be written, for instance because the disk is full.
         """
         files = [self._file(image) for image in images]
-        found = [_read(file) for file in files]
-        missing = [index for index, condition in enumerate(found) if condition is None]
+        found = {number: kept for number, file in enumerate(files) if (kept := _read(file)) is not None}
+        missing = [number for number in range(len(files)) if number not in found]
         if missing:
-            for index, condition in zip(missing, self._extract(images[missing]), strict=True):
-                found[index] = condition.float().cpu()
-                _write(files[index], found[index])
-        return torch.stack(found)
+            for number, condition in zip(missing, self._extract(images[missing]), strict=True):
+                found[number] = condition.float().cpu()
+                _write(files[number], found[number])
+        return torch.stack([found[number] for number in range(len(files))])
 
     def _file(self, image: Tensor) -> Path:
         pixels = image.detach().float().cpu().contiguous().numpy()

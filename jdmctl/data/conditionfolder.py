@@ -34,9 +34,7 @@ class ConditionFolder:
         rows = read_rows(find_metadata(folder), problem_of)
         self._resolution_px = resolution_px
         self._texts = [row["text"] for row in rows]
-        self._files = [
-            {control: folder / row[column(row, control)] for control in controls} for row in rows
-        ]
+        self._files = [{control: folder / row[column(row, control)] for control in controls} for row in rows]
 
     def __len__(self) -> int:
         return len(self._texts)

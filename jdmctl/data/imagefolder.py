@@ -21,9 +21,7 @@ class ImageFolder:
         folder = Path(path)
         rows = read_rows(
             find_metadata(folder),
-            lambda row: first_problem(
-                (problem_of_file(row, "file_name", folder), problem_of_text(row))
-            ),
+            lambda row: first_problem((problem_of_file(row, "file_name", folder), problem_of_text(row))),
         )
         self._resolution_px = resolution_px
         self._files = [folder / row["file_name"] for row in rows]

@@ -48,9 +48,7 @@ def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
     except Image.DecompressionBombError as problem:
-        raise BadInputError(
-            f"{path} is too large: {problem}", hint="make it smaller than 100 megapixels"
-        ) from problem
+        raise BadInputError(f"{path} is too large: {problem}", hint="make it smaller than 100 megapixels") from problem
     except UnidentifiedImageError as problem:
         raise BadInputError(
             f"{path} is not a picture that can be read ({path.stat().st_size} bytes)",

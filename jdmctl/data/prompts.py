@@ -18,9 +18,7 @@ class PromptList:
         elif path.suffix == ".txt":
             self._texts = read_lines(path)
         else:
-            raise BadInputError(
-                f"{path} is no list of prompts", hint="give a .txt or .jsonl file, one prompt a line"
-            )
+            raise BadInputError(f"{path} is no list of prompts", hint="give a .txt or .jsonl file, one prompt a line")
         if not self._texts:
             raise BadInputError(f"{path} has no prompts", hint="write one prompt a line")
 

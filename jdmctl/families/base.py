@@ -1,6 +1,8 @@
-"""What every backbone family shares: a foreign network becomes `denoiser(x_t, t, prompt, controls) -> x0` here, once."""
+"""What every family shares: a foreign network becomes `denoiser(x_t, t, prompt, controls) -> x0` here, once."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ class DiffusionDenoiser(nn.Module):
     A family subclasses it with `network`, the raw call. x0 is computed in float32, since 1/alpha is about 15 at
     Stable Diffusion's last timestep.
     """
+
+    backbone: Any  # a family's own kind of network
 
     def __init__(self, backbone: nn.Module, schedule: DiscreteSchedule, prediction: str, student_time: float = 1.0):
         super().__init__()

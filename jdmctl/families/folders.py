@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers.utils import logging as transformers_logging
 
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.weights import require_safetensors
@@ -55,6 +56,7 @@ def load_component(model_class: Any, folder: str | Path, subfolder: str | None) 
     Raises:
         MissingWeightsError: weights are missing, damaged, or only there as a pickle.
     """
+    transformers_logging.disable_progress_bar()
     where = Path(folder, subfolder or "")
     if where.exists():
         require_safetensors(where)

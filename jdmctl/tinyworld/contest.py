@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from jdmctl.build import build_controls, build_family
 from jdmctl.errors import BadInputError
@@ -88,7 +89,7 @@ def world_report() -> dict[str, float]:
     return json.loads((world_folder() / REPORT_FILE).read_text())
 
 
-def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> Iterator[tuple[str, int, object]]:
+def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> Iterator[tuple[str, int, Tensor]]:
     """(method, backbone passes per picture, images): the best possible, no control, and ordinary ControlNets."""
     family = _with_branches(recipe, {})
     yield "true pictures", 0, scenes.true_images()

@@ -62,9 +62,7 @@ def sample_contents(rng: np.random.Generator, n: int) -> dict[str, np.ndarray]:
     }
 
 
-def sample_layout(
-    rng: np.random.Generator, contents: dict[str, np.ndarray]
-) -> tuple[Layout, np.ndarray]:
+def sample_layout(rng: np.random.Generator, contents: dict[str, np.ndarray]) -> tuple[Layout, np.ndarray]:
     """Place the solids: the layout, and bool [N] whether they stand apart and in view."""
     shape = contents["shape"]
     n = len(shape)

@@ -115,18 +115,14 @@ def cast(layout: Layout, origin, direction, wanted) -> tuple[np.ndarray, np.ndar
         middle = -(offset * direction).sum(0)
         half_squared = bound**2 - (offset * offset).sum(0) + middle**2
         half = np.sqrt(np.maximum(half_squared, 0))
-        meets = (
-            (bound > 0) & (half_squared > 0) & (middle + half > 0)
-        )  # an absent solid has no bound
+        meets = (bound > 0) & (half_squared > 0) & (middle + half > 0)  # an absent solid has no bound
         rays = np.flatnonzero(wanted & meets)
         scene, pixel = np.divmod(rays, wanted.shape[1])
         size, turn = radius[scene], layout.to_object[scene, slot]
         start = _turn(turn, _pick(offset, scene, pixel)) / size
         heading = _turn(turn, _pick(direction, scene, pixel))
         middle, half = middle.ravel()[rays] / size, half.ravel()[rays] / size
-        near.append(
-            (start, heading, middle - half, middle + half, size, layout.shape[scene, slot], rays)
-        )
+        near.append((start, heading, middle - half, middle + half, size, layout.shape[scene, slot], rays))
 
     # One march for each shape, over all slots: the rays are many but the numpy calls few.
     counts = [len(rays) for *_, rays in near]
@@ -191,9 +187,7 @@ def _floor_albedo(layout: Layout, point: np.ndarray) -> np.ndarray:
     angle, shift_x, shift_z = (pose[:, None] for pose in layout.checker_pose.T)
     cos, sin, wave = np.cos(angle), np.sin(angle), np.float32(np.pi / _TILE)
     x, z = point[0], point[2]
-    product = np.sin(wave * (cos * x - sin * z) + shift_x) * np.sin(
-        wave * (sin * x + cos * z) + shift_z
-    )
+    product = np.sin(wave * (cos * x - sin * z) + shift_x) * np.sin(wave * (sin * x + cos * z) + shift_z)
     # Tiles smaller than a pixel or two would be noise: far ones blend into the base colour.
     fade = np.clip((6 - (z - CAMERA[2])) / 3, 0, 1) * layout.checkered[:, None]
     return base * (1 + 0.22 * fade * np.clip(6 * product, -1, 1)).astype(np.float32)
@@ -201,9 +195,7 @@ def _floor_albedo(layout: Layout, point: np.ndarray) -> np.ndarray:
 
 def _bands(distance, local: np.ndarray) -> np.ndarray:
     """bool [M]: whether points [3, M] of a solid lie on the second colour of its stripes."""
-    across = (
-        local[0] if distance is _torus else local[1]
-    )  # a lying torus is too thin for bands in y
+    across = local[0] if distance is _torus else local[1]  # a lying torus is too thin for bands in y
     return np.sin(across * (2 * np.pi / _BAND_PERIOD)) > 0
 
 

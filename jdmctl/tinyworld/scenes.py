@@ -36,12 +36,8 @@ class Scenes:
     """
 
     image: np.ndarray  # uint8 [N, res, res, 3]
-    inverse_depth: (
-        np.ndarray
-    )  # float16 [N, res, res], NEAREST_DEPTH / depth along the view axis; sky 0
-    segmentation: (
-        np.ndarray
-    )  # uint8 [N, res, res]: 0 sky, 1 floor, 2 main object, 3 and 4 the others
+    inverse_depth: np.ndarray  # float16 [N, res, res], NEAREST_DEPTH / depth along the view axis; sky 0
+    segmentation: np.ndarray  # uint8 [N, res, res]: 0 sky, 1 floor, 2 main object, 3 and 4 the others
     num_objects: np.ndarray  # int64 [N], 1 to 3
     shape: np.ndarray  # int64 [N, 3]
     color: np.ndarray  # int64 [N, 3]
@@ -68,10 +64,7 @@ class Scenes:
 
 def render(num_scenes: int, seed: int, processes: int = 1, resolution_px: int = 64) -> Scenes:
     """Render random scenes; the result depends on every argument but `processes`."""
-    jobs = [
-        (min(_CHUNK, num_scenes - first), (seed, first), resolution_px)
-        for first in range(0, num_scenes, _CHUNK)
-    ]
+    jobs = [(min(_CHUNK, num_scenes - first), (seed, first), resolution_px) for first in range(0, num_scenes, _CHUNK)]
     if processes > 1:
         with Pool(processes) as pool:
             return _join(pool.starmap(_render_chunk, jobs, chunksize=1))
@@ -84,9 +77,7 @@ def _render_chunk(num_scenes: int, seed: tuple[int, int], resolution_px: int) ->
     waiting, done, parts = np.arange(num_scenes), [], []
     # Only the geometry of a rejected scene is drawn again: the classes keep their odds.
     while len(waiting):
-        layout, fits = sample_layout(
-            rng, {name: values[waiting] for name, values in contents.items()}
-        )
+        layout, fits = sample_layout(rng, {name: values[waiting] for name, values in contents.items()})
         scenes, clear = _render_layout(select(layout, fits), resolution_px)
         accepted = np.flatnonzero(fits)[clear]
         parts.append(scenes)

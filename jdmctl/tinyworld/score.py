@@ -49,9 +49,7 @@ class Scenes:
             name: torch.cat([control.condition(pictures.image(part)) for part in torch.arange(num).split(_BATCH)])
             for name, control in controls.items()
         }
-        return cls(
-            world, pictures, num, controls, conditions, judge, judge.features(reference.image(slice(None)))
-        )
+        return cls(world, pictures, num, controls, conditions, judge, judge.features(reference.image(slice(None))))
 
     def true_images(self) -> Tensor:
         return self.pictures.image(slice(0, self.num))
@@ -97,9 +95,7 @@ class Scenes:
         rows = []
         for metric, each in statistics.items():
             value, low, high = self._estimate(each, centered=metric == "frechet")
-            rows.append(
-                Row(self.world, name, method, passes, metric, value, low, high, list(seeds), self.num, command)
-            )
+            rows.append(Row(self.world, name, method, passes, metric, value, low, high, list(seeds), self.num, command))
         return rows
 
     def _estimate(self, each: Sequence[Callable[[Tensor], float]], centered: bool) -> tuple[float, float, float]:

@@ -50,7 +50,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.images)
 
-    def image(self, index: int | Tensor) -> Tensor:
+    def image(self, index: int | slice | Tensor) -> Tensor:
         """[3, H, W] (or [B, 3, H, W]) in [0, 1]."""
         return self.images[index].float() / 255
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from jdmctl.errors import MissingWeightsError
-from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.checkpoint import Checkpoints, TensorGroups
 from jdmctl.training.ema import MovingAverage
 from jdmctl.types import Phase
 
@@ -56,7 +56,7 @@ class TrainingState:
         self.average = MovingAverage(averaged, self.ema_decay)
 
     def save(self, checkpoints: Checkpoints, name: str, extra: Mapping[str, Stateful]) -> Path:
-        tensors = {
+        tensors: TensorGroups = {
             "weights": self._unique(),
             "average": self._average(),
             "optimizer": self._moments(),

@@ -34,9 +34,7 @@ def crops(pictures: Pictures, size_px: int, batch: int, generator: torch.Generat
     room = pictures.images.shape[-1] - size_px + 1
     index = torch.randint(len(pictures), (batch,), generator=generator)
     corner = torch.randint(room, (batch, 2), generator=generator).tolist()
-    cut = [
-        pictures.images[i, :, y : y + size_px, x : x + size_px] for i, (y, x) in zip(index, corner, strict=True)
-    ]
+    cut = [pictures.images[i, :, y : y + size_px, x : x + size_px] for i, (y, x) in zip(index, corner, strict=True)]
     stacked = torch.stack(cut).float() / 255
     return stacked.flip(-1) if torch.rand(1, generator=generator) < 0.5 else stacked
 

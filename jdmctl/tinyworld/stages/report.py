@@ -47,9 +47,7 @@ def _controlnet(shop: Workshop, family: StableDiffusion, control: Control) -> No
     }
 
 
-def adherence(
-    family: StableDiffusion, control: Control, folder: Path, pictures: Pictures, scale: float
-) -> float:
+def adherence(family: StableDiffusion, control: Control, folder: Path, pictures: Pictures, scale: float) -> float:
     """Mean headline score of the teacher's pictures in 25 steps with the ControlNet in `folder`."""
     family.add_control_branch(control.name, folder, denoiser=family.teacher).requires_grad_(False)
     indices = range(min(NUM_VAL, len(pictures)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -149,7 +150,7 @@ class Watcher:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in record.items() if isinstance(value, float))
         self.shop.say(f"student: step {record['step']}, {numbers}")
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         """Frechet distance of 400 one-step pictures, and accuracy of what their captions state, on val."""
         val, judge = self.shop.pictures("val"), Judge.load(self.shop.output)
         images = draw(self.family, val, range(min(400, len(val))), num_steps=1)
