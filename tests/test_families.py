@@ -152,3 +152,18 @@ def test_a_branch_of_another_backbone_is_refused(family, tmp_path):
     ControlNetModel.from_unet(family.student.backbone).save_pretrained(tmp_path / "d")  # for a VAE of factor 8
     with pytest.raises(ConditionMismatchError, match="8 times"):
         family.add_control_branch("canny", tmp_path / "d")
+
+
+def test_a_saved_student_lora_comes_back(family, folder, tmp_path):
+    family.add_student_lora(rank=2)
+    for name, parameter in family.student.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    family.save_student_lora(tmp_path / "lora")
+    other = StableDiffusion.load(folder, folder)
+    prompt, x_t = family.encode_prompt(PROMPTS), noise(family)
+    before = other.student.generate(x_t, prompt)
+    other.load_student_lora(tmp_path / "lora")
+    expected = family.student.generate(x_t, prompt)
+    assert (expected - before).abs().max() > 1e-2
+    torch.testing.assert_close(other.student.generate(x_t, prompt), expected, atol=1e-5, rtol=1e-5)

@@ -54,14 +54,14 @@ def build(shop: Workshop) -> None:
         fake_score_parameters=fake_score.trainable(),
         fake_score_updates=3,
     )
-    num_steps = shop.steps(320)
+    num_steps = shop.steps(240)
     settings = Settings(
         optimizers={"fake_score": AdamW(3e-4), "student": AdamW(1e-4)},
         batch_size=BATCH_SIZE,
         ema_decay=0.98,
         log_every_steps=20,
-        save_every_steps=80,
-        validate_every_steps=80,
+        save_every_steps=60,
+        validate_every_steps=60,
         preview_every_steps=10 * num_steps,
     )
     watcher = Watcher(family, shop)
