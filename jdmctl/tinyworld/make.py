@@ -76,5 +76,9 @@ def pack(source: Path, target: Path) -> None:
     for file in partial.rglob("*.safetensors"):
         half = {name: value.half() if value.is_floating_point() else value for name, value in load_file(file).items()}
         save_file(half, file, metadata={"format": "pt"})
+    for file in partial.rglob("config.json"):
+        config = json.loads(file.read_text())
+        config.pop("_name_or_path", None)  # where it lay while it was made
+        file.write_text(json.dumps(config, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
