@@ -177,7 +177,7 @@ def test_margins_are_cv2_on_real_pictures(name, key):
 def test_likelihood_agrees_with_cv2():
     """Odds above one and cv2's edges: the same but where several tests are passed by a hair."""
     pictures = drawings(12)
-    likely = edge_logit(to_image(pictures), 100, 200, softness=20.0) > 0
+    likely = edge_logit(to_image(pictures), 100, 200) > 0
     agreement = edge_agreement(likely, cv2_canny(pictures))
     assert agreement["f1"].mean() > 0.9
 

@@ -12,10 +12,6 @@ from torch.nn import functional
 
 from jdmctl.controls.soft_canny import edge_logit
 from jdmctl.errors import BadInputError
-from jdmctl.objectives.energy import binary_cross_entropy
-
-_SOFTNESS = 50.0  # of the tests, in units of Sobel strength (0 to 2040); examples/canny_surrogate
-
 
 class Canny:
     """Thin edges, white on black, at the picture's own resolution.
@@ -41,13 +37,17 @@ class Canny:
         return self._edges(image).to(image.dtype).repeat(1, 3, 1, 1)  # [B, 3, H, W]
 
     def energy(self, image: Tensor, condition: Tensor) -> Tensor:
-        """-log p(requested edges | image) per pixel, in nats, [B].
+        """-log p(requested edges | image) per pixel, in nats, [B], one pixel off being allowed.
 
-        Each pixel is an edge with the odds of `edge_logit`, so that a requested edge that is absent
-        pulls, and an edge that nobody asked for pushes.
+        A pixel is an edge with the odds of `edge_logit`. Where an edge is requested, the likeliest of
+        the 3 x 3 pixels around it should be one; where none is requested within a pixel, none should
+        be. So a request that is not met pulls, and an edge that nobody asked for pushes.
         """
-        logit = edge_logit(image, self._low, self._high, _SOFTNESS)
-        return binary_cross_entropy(logit, _requested(condition).to(logit.dtype))
+        requested = _requested(condition)
+        logit = edge_logit(image, self._low, self._high)
+        missing = functional.softplus(-_largest_near(logit)) * requested
+        unasked = functional.softplus(logit) * (_largest_near(requested.to(logit.dtype)) == 0)
+        return (missing + unasked).flatten(1).mean(1)
 
     @torch.no_grad()
     def scores(self, image: Tensor, condition: Tensor) -> dict[str, Tensor]:
@@ -76,10 +76,14 @@ def edge_agreement(edges: Tensor, requested: Tensor) -> dict[str, Tensor]:
 
 
 def _share_near(edges: Tensor, others: Tensor) -> Tensor:
-    near = functional.max_pool2d(others.float(), 3, stride=1, padding=1) > 0
+    near = _largest_near(others.float()) > 0
     count = edges.flatten(1).sum(1)
     hits = (edges & near).flatten(1).sum(1)
     return torch.where(count > 0, hits / count.clamp(min=1), 1.0)
+
+
+def _largest_near(values: Tensor) -> Tensor:
+    return functional.max_pool2d(values, 3, stride=1, padding=1)  # of the 3 x 3 pixels around each
 
 
 def _requested(condition: Tensor) -> Tensor:

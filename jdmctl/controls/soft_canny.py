@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+SOFTNESS = 50.0  # in units of strength, 0 to 2040: see examples/canny_surrogate/measure.py
 TAN_22_5 = 13573 / 2**15  # as cv2 rounds it: gradients within 22.5 degrees of an axis follow it
 _TIE = 0.5  # strengths are whole numbers: a > b is a - b - 0.5 > 0, a >= b is a - b + 0.5 > 0
 
 
-def edge_logit(image: Tensor, low: float, high: float, softness: float) -> Tensor:
+def edge_logit(image: Tensor, low: float, high: float) -> Tensor:
     """Log odds that a pixel is an edge, [B, 1, H, W], of an image [B, 3, H, W] in [0, 1].
 
-    1 / (1 + sum of exp(-margin / softness)): near 1 if every test is passed by far, near 0 if any is
-    failed by far, and never flat in the test that decides.
+    -log of the sum of exp(-margin / softness) over the tests, a soft minimum of the margins: the
+    test that decides always has a gradient.
     """
-    return -torch.logsumexp(-edge_margins(image, low, high) / softness, dim=0)
+    return -torch.logsumexp(-edge_margins(image, low, high) / SOFTNESS, dim=0)
 
 
 def edge_margins(image: Tensor, low: float, high: float) -> Tensor:
