@@ -13,6 +13,7 @@ from torch.nn import functional
 from jdmctl.controls.soft_canny import edge_logit
 from jdmctl.errors import BadInputError
 
+
 class Canny:
     """Thin edges, white on black, at the picture's own resolution.
 

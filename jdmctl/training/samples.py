@@ -16,7 +16,7 @@ from jdmctl.data.cache import ConditionCache
 from jdmctl.training.draws import SampleDraws
 from jdmctl.types import Codec, Prompt, Student
 
-_KEPT_BYTES = 2**31  # of conditions and pictures in memory; beyond that they are made or read again
+_KEPT_BYTES = 2**30  # of conditions and pictures in memory; beyond that they are made or read again
 
 
 class Pictures(Protocol):
