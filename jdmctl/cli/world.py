@@ -17,7 +17,7 @@ SplitOption = Annotated[Literal["val", "test"], typer.Option(help="val to choose
 NumOption = Annotated[int, typer.Option(min=20, help="Scenes.")]
 ResultsOption = Annotated[
     Path | None,
-    typer.Option(help="Put the rows into this JSON file (docs/results/NAME.json), their table into docs/results.md."),
+    typer.Option(help="File of rows, docs/results/NAME.json; README.md and docs/results.md show them."),
 ]
 
 app = typer.Typer(
@@ -87,7 +87,7 @@ def report(
 
 
 def _publish(rows: list[Row], results: Path | None, out: Output) -> None:
-    """Show rows; put them into a results file, and their table into the document beside its folder."""
+    """Show rows; put them into a results file, and their table wherever README.md or docs/results.md asks for it."""
     from dataclasses import asdict
 
     from jdmctl.evaluation.results import fill, merge, read, table, write
@@ -96,7 +96,7 @@ def _publish(rows: list[Row], results: Path | None, out: Output) -> None:
     if results:
         everything = merge(read(results), rows)
         write(results, everything)
-        document = results.parent.with_suffix(".md")
-        if document.exists():
-            write_text(document, fill(document.read_text(encoding="utf-8"), results.stem, everything))
+        for document in (results.parent.with_suffix(".md"), Path("README.md")):
+            if document.exists() and f"<!-- results: {results.stem}" in (text := document.read_text(encoding="utf-8")):
+                write_text(document, fill(text, results.stem, everything))
     out.result({"rows": [asdict(row) for row in rows]}, table(rows))

@@ -5,6 +5,7 @@ recipe.yaml  metrics.jsonl  curve.png  previews/  checkpoints/  controlnet/
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def train(
 ) -> dict[str, Any]:
     """Train in `folder` and write its products from the best averaged weights.
 
-    Returns what came out: the products' folders and the best validation's values.
+    Returns what came out: the products' folders, the best validation's values and the calibrated weights.
     """
     metadata = {"jdmctl_recipe": run.recipe}
     if accelerator.is_main_process:
@@ -92,16 +93,18 @@ def train(
         extra=run.extra,
         resume=resume,
     )
+    extra = {key: item.state_dict() for key, item in run.extra.items()}
+    of_products = metadata | {f"jdmctl_{key}": json.dumps(value) for key, value in extra.items()}
     if accelerator.is_main_process:
         state.load_average(checkpoints, checkpoints.folder / state.best["name"])
         with state.average.applied():
             for name, write in run.products.items():
                 with whole_folder(folder / name) as partial:
                     write(partial)
-                    _add_metadata(partial, metadata)
+                    _add_metadata(partial, of_products)
     accelerator.wait_for_everyone()
     best = {key: value for key, value in state.best.items() if key != "score"}
-    return {"products": {name: str(folder / name) for name in run.products}, "best": best}
+    return {"products": {name: str(folder / name) for name in run.products}, "best": best, **extra}
 
 
 def _add_metadata(folder: Path, metadata: Mapping[str, str]) -> None:
