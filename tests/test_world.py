@@ -36,7 +36,7 @@ def test_a_miniature_world_is_made_of_ordinary_folders(tmp_path):
         assert network(torch.rand(1, 3, 64, 64)).predicted_depth.shape == (1, 64, 64)
     assert AutoModelForImageClassification.from_pretrained(world / "classifier").config.id2label[0] == "shape: sphere"
     report = json.loads((world / "report.json").read_text())
-    assert {"test: teacher shape", "test: student frechet", "val: controlnet_canny f1"} <= set(report)
+    assert {"vae psnr", "teacher guidance", "val: classifier shape", "val: controlnet_canny f1"} <= set(report)
     assert not list(world.rglob("*.bin"))
 
     said.clear()
