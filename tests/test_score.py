@@ -7,7 +7,7 @@ import torch
 
 from jdmctl.controls.base import load_control
 from jdmctl.tinyworld.judge import Judge
-from jdmctl.tinyworld.score import Scenes
+from jdmctl.tinyworld.score import NO_CONTROL, ROUND_TRIP, Scenes
 from jdmctl.tinyworld.source import SCENE_LABELS, scenes
 
 
@@ -42,7 +42,7 @@ class IdealJudge(Judge):
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     pictures = scenes("test", 40, tmp_path_factory.mktemp("scenes"))
-    return Scenes.make("tiny", pictures, 40, {"canny": load_control("canny")}, IdealJudge(pictures), pictures)
+    return Scenes.make("tiny", pictures, 40, {"canny": load_control("canny")}, IdealJudge(pictures), pictures, pictures)
 
 
 def by_metric(rows):
@@ -51,16 +51,17 @@ def by_metric(rows):
 
 def test_true_pictures_score_the_ideal_value(asked):
     """F1 1, every stated attribute shown, entropy that of the scenes, no distance to themselves."""
-    found = by_metric(asked.rows("true pictures", 0, [asked.true_images()], [0], "a command"))
+    found = by_metric(asked.rows("true pictures", 0, asked.marks([asked.true_images()]), [0], "a command"))
     for metric in ("canny f1", "shape accuracy", "color accuracy", "floor accuracy", "open entropy"):
         assert found[metric].value == pytest.approx(1.0), metric
     assert found["frechet"].value == pytest.approx(0.0, abs=1e-9)
+    assert found["nearest train"].value == pytest.approx(0.0, abs=1e-3)  # these scenes are its training scenes too
     assert found["canny f1"].n == 40
 
 
 def test_damaged_pictures_score_worse(asked):
     blurred = torch.nn.functional.avg_pool2d(asked.true_images(), 5, stride=1, padding=2)
-    found = by_metric(asked.rows("blurred", 1, [blurred], [0], "a command"))
+    found = by_metric(asked.rows("blurred", 1, asked.marks([blurred]), [0], "a command"))
     assert found["canny f1"].value < 0.8
     assert found["color accuracy"].value < 0.5  # the judge knows none of them: always class 0
     assert found["open entropy"].value == pytest.approx(0.0)
@@ -70,8 +71,10 @@ def test_damaged_pictures_score_worse(asked):
 def test_a_value_is_the_mean_over_seeds_and_its_interval_holds_each(asked):
     true = asked.true_images()
     blurred = torch.nn.functional.avg_pool2d(true, 5, stride=1, padding=2)
-    each = [by_metric(asked.rows("one", 1, [images], [0], ""))["canny f1"].value for images in (true, blurred)]
-    both = by_metric(asked.rows("both", 1, [true, blurred], [0, 1], ""))["canny f1"]
+    each = [
+        by_metric(asked.rows("one", 1, asked.marks([images]), [0], ""))["canny f1"].value for images in (true, blurred)
+    ]
+    both = by_metric(asked.rows("both", 1, asked.marks([true, blurred]), [0, 1], ""))["canny f1"]
     assert both.value == pytest.approx(sum(each) / 2)
     assert both.low <= min(each) and both.high >= max(each)
     assert both.seeds == [0, 1]
@@ -80,6 +83,29 @@ def test_a_value_is_the_mean_over_seeds_and_its_interval_holds_each(asked):
 def test_unstated_attributes_do_not_count_as_wrong(asked):
     """With nothing stated there is no accuracy at all, and all variety is open."""
     silent = dataclasses.replace(asked.pictures, stated=torch.zeros_like(asked.pictures.stated))
-    found = by_metric(dataclasses.replace(asked, pictures=silent).rows("t", 0, [asked.true_images()], [0], ""))
+    asked = dataclasses.replace(asked, pictures=silent)
+    found = by_metric(asked.rows("t", 0, asked.marks([asked.true_images()]), [0], ""))
     assert not [metric for metric in found if metric.endswith("accuracy")]
     assert found["open entropy"].value == pytest.approx(1.0)
+
+
+def test_comparisons_are_ideal_at_the_ceiling_and_nothing_at_the_floor(asked):
+    """Half of the pictures true and half as without control: about half of the gap is closed, exactly per scene."""
+    true = asked.true_images()
+    blurred = torch.nn.functional.avg_pool2d(true, 5, stride=1, padding=2)
+    baselines = {ROUND_TRIP: asked.marks([true]), NO_CONTROL: asked.marks([blurred])}
+    everything = torch.arange(asked.num)
+
+    def compared(images):
+        found = asked.compared(asked.marks([images]), baselines)
+        return {metric: each[0](everything) for metric, each in found.items()}
+
+    at_ceiling, at_floor = compared(true), compared(blurred)
+    assert at_ceiling["canny f1 gap closed"] == pytest.approx(1.0)
+    assert at_ceiling[f"frechet / {NO_CONTROL}"] == pytest.approx(0.0, abs=1e-6)
+    assert at_floor["canny f1 gap closed"] == pytest.approx(0.0)
+    assert at_floor[f"canny f1 / {NO_CONTROL}"] == pytest.approx(1.0)
+    f1 = asked.marks([true])["canny f1"][0](everything), asked.marks([blurred])["canny f1"][0](everything)
+    half = compared(torch.cat([true[:20], blurred[20:]]))["canny f1 gap closed"]
+    blurred_first = asked.marks([blurred])["canny f1"][0](everything[:20])
+    assert half == pytest.approx((1 - blurred_first) * 20 / (f1[0] - f1[1]) / 40)

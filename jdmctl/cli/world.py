@@ -41,11 +41,11 @@ def build(
     """Train everything from nothing; the same command again goes on where a build was stopped."""
     from jdmctl.tinyworld.make import build_world
     from jdmctl.tinyworld.source import captioned_folder
-    from jdmctl.tinyworld.world import samples
+    from jdmctl.tinyworld.world import rendered
 
     with Output(mode(as_json, quiet)) as out:
-        source = samples if pictures is None else lambda split: captioned_folder(pictures, split)
-        report = build_world(source, output, budget, seed, out.note)
+        source = rendered if pictures is None else lambda split: captioned_folder(pictures, split)
+        report = build_world(source, output, budget, seed, out.note, pictures)
         width = max(map(len, report))
         lines = "\n".join(f"{name.ljust(width)}  {value:.4f}" for name, value in report.items())
         out.result({"world": str(output), "report": report}, f"{lines}\nworld: {output}")
@@ -56,6 +56,7 @@ def score(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of one recipe with different seeds.")],
     split: SplitOption = "test",
     num: NumOption = 500,
+    compose: Annotated[bool, typer.Option(help="Use the branches of all runs together.")] = False,
     baselines: Annotated[bool, typer.Option(help="Also score what the runs have to beat.")] = True,
     results: ResultsOption = None,
     as_json: JsonOption = False,
@@ -65,9 +66,9 @@ def score(
     from jdmctl.tinyworld.contest import score_runs
 
     command = f"jdmctl world score {' '.join(map(str, runs))} --split {split} --num {num}"
-    command += "" if baselines else " --no-baselines"
+    command += (" --compose" if compose else "") + ("" if baselines else " --no-baselines")
     with Output(mode(as_json, quiet)) as out:
-        _publish(score_runs(runs, split, num, baselines, command, out.note), results, out)
+        _publish(score_runs(runs, split, num, compose, baselines, command, out.note), results, out)
 
 
 @app.command()

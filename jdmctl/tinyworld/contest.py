@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,69 +19,91 @@ from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.make import REPORT_FILE
-from jdmctl.tinyworld.score import Scenes, controlnet_folder
+from jdmctl.tinyworld.score import NO_CONTROL, ROUND_TRIP, TRUE, Scenes, controlnet_folder
 from jdmctl.tinyworld.stages.autoencoder import psnr
-from jdmctl.tinyworld.world import samples, world_folder
+from jdmctl.tinyworld.world import samples, world_folder, world_name
 
 TEACHER_STEPS = 25
+METHOD = "jdm"
 
 
 def score_runs(
     runs: Sequence[Path],
     split: str,
     num: int,
+    compose: bool,
     with_baselines: bool,
     command: str,
     say: Callable[[str], None],
 ) -> list[Row]:
-    """Rows of runs that differ in nothing but their seed, and of the baselines on the first of these seeds.
+    """Rows of runs, and of the baselines on the seed of the first.
+
+    The runs differ in nothing but their seed; or, to `compose` them, each has controls of its own.
 
     Raises:
-        BadInputError: the runs are of different controls, or not on the embedded world.
+        BadInputError: the runs do not fit together, or are not on the world in use.
     """
     recipes = [load_recipe(run) for run in runs]
-    asked = {tuple(control.name for control in recipe.controls) for recipe in recipes}
-    if len(asked) > 1:
+    asked = [tuple(control.name for control in recipe.controls) for recipe in recipes]
+    if not compose and len(set(asked)) > 1:
         raise BadInputError(
-            "these runs have different controls: " + " and ".join("+".join(names) for names in sorted(asked)),
-            hint="score them one command each; together, give runs that differ in their seed alone",
+            "these runs have different controls: " + " and ".join("+".join(names) for names in sorted(set(asked))),
+            hint="score them one command each, or add --compose; together, give runs that differ in their seed alone",
         )
+    if compose and len(set(itertools.chain(*asked))) < sum(map(len, asked)):
+        raise BadInputError("two of these runs have the same control", hint="compose runs of different controls")
     first = recipes[0]
     if first.model.student != "tiny":
         raise BadInputError(f"{runs[0]} is not a run on the embedded world", hint="its recipe's student must be tiny")
+    controls = {name: control for recipe in recipes for name, control in build_controls(recipe, "cpu").items()}
     scenes = Scenes.make(
-        "tiny", samples(split), num, build_controls(first, "cpu"), Judge.load(world_folder()), samples("reference")
+        world_name(),
+        samples(split),
+        num,
+        controls,
+        Judge.load(world_folder()),
+        samples("reference"),
+        samples("train"),
     )
-    seeds = [recipe.seed for recipe in recipes]
     drawn = []
-    for run, recipe in zip(runs, recipes, strict=True):
-        say(f"drawing {scenes.num} pictures of {run}")
-        family = _with_branches(recipe, {name: controlnet_folder(run, name) for name in scenes.controls})
-        drawn.append(scenes.draw(family, recipe.seed))
-    rows = scenes.rows("jdm", 1, drawn, seeds, command)
+    together = [runs] if compose else [[run] for run in runs]
+    seeds = [recipe.seed for recipe in (recipes[:1] if compose else recipes)]
+    for group, seed in zip(together, seeds, strict=True):
+        say(f"drawing {scenes.num} pictures of {' + '.join(map(str, group))}")
+        names = zip(group, asked, strict=True) if compose else [(group[0], asked[0])]
+        branches = {name: controlnet_folder(run, name) for run, own in names for name in own}
+        drawn.append(scenes.draw(_with_branches(first, branches), seed))
+    marks = scenes.marks(drawn)
+    method = METHOD + ", composed" if compose else METHOD
+    rows = scenes.rows(method, 1, marks, seeds, command)
     if with_baselines:
-        for method, passes, images in _baselines(scenes, first, say):
-            rows += scenes.rows(method, passes, [images], seeds[:1], command)
+        baselines = {}
+        for name, passes, images in _baselines(scenes, first, say):
+            baselines[name] = scenes.marks([images])
+            rows += scenes.rows(name, passes, baselines[name], seeds[:1], command)
+        rows += scenes.rows(method, 1, scenes.compared(marks, baselines), seeds, command)
     return rows
 
 
 def world_rows(split: str, num: int, command: str, say: Callable[[str], None]) -> list[Row]:
     """Rows of the world's own generators: the multi-step teacher at its guidance, and the one-step student."""
     family = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
-    scenes = Scenes.make("tiny", samples(split), num, {}, Judge.load(world_folder()), samples("reference"))
+    scenes = Scenes.make(
+        world_name(), samples(split), num, {}, Judge.load(world_folder()), samples("reference"), samples("train")
+    )
     scale = world_report()["teacher guidance"]
     passes = TEACHER_STEPS * (1 if scale == 1 else 2)
     rows = []
     for method, count, draw in (
-        ("true pictures", 0, scenes.true_images),
-        ("VAE round trip", 0, lambda: scenes.round_trip(family)),
+        (TRUE, 0, scenes.true_images),
+        (ROUND_TRIP, 0, lambda: scenes.round_trip(family)),
         ("teacher", passes, lambda: scenes.draw(family, 0, TEACHER_STEPS, scale)),
         ("student", 1, lambda: scenes.draw(family, 0)),
     ):
         say(f"drawing {scenes.num} pictures: {method}")
-        rows += scenes.rows(method, count, [draw()], [0], command)
+        rows += scenes.rows(method, count, scenes.marks([draw()]), [0], command)
     found = mean(torch.cat([psnr(family.codec.vae, part) for part in scenes.true_images().split(50)]))
-    rows.append(Row("tiny", "", "VAE round trip", 0, "psnr", found.value, found.low, found.high, [0], found.n, command))
+    rows.append(Row(scenes.world, "", ROUND_TRIP, 0, "psnr", found.value, found.low, found.high, [0], found.n, command))
     return rows
 
 
@@ -92,10 +115,10 @@ def world_report() -> dict[str, float]:
 def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> Iterator[tuple[str, int, Tensor]]:
     """(method, backbone passes per picture, images): the best possible, no control, and ordinary ControlNets."""
     family = _with_branches(recipe, {})
-    yield "true pictures", 0, scenes.true_images()
-    yield "VAE round trip", 0, scenes.round_trip(family)
+    yield TRUE, 0, scenes.true_images()
+    yield ROUND_TRIP, 0, scenes.round_trip(family)
     say("drawing the student without control")
-    yield "student, no control", 1, scenes.draw(family, recipe.seed, controlled=False)
+    yield NO_CONTROL, 1, scenes.draw(family, recipe.seed, controlled=False)
     shipped = {name: world_folder() / f"controlnet_{name}" for name in scenes.controls}
     if not all(folder.exists() for folder in shipped.values()):
         return

@@ -13,6 +13,7 @@ from jdmctl.controls.base import load_control
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student
 from jdmctl.tinyworld.workshop import Workshop
+from jdmctl.tinyworld.world import SOURCE_FILE
 
 REPORT_FILE = "report.json"
 
@@ -43,11 +44,13 @@ def build_world(
     budget: float = 1.0,
     seed: int = 0,
     say: Callable[[str], None] = print,
+    folder: Path | None = None,
 ) -> dict[str, float]:
     """Build every stage that is not yet there; returns the report's numbers.
 
     A killed build goes on where it was. `budget` scales every stage's number of steps. The result is a folder of
-    ordinary diffusers and transformers folders in fp16, and its report.
+    ordinary diffusers and transformers folders in fp16, and its report. `folder`, if the pictures are not the rendered
+    scenes, is where whoever uses the world finds them.
     """
     scratch = output.with_name(output.name + "-unfinished")
     shop = Workshop(pictures, scratch / "folders", scratch / "states", budget, seed, say)
@@ -64,6 +67,8 @@ def build_world(
         done.touch()
     pack(shop.output, output)
     (output / REPORT_FILE).write_text(json.dumps(shop.report, indent=1) + "\n")
+    if folder:
+        (output / SOURCE_FILE).write_text(json.dumps({"folder": str(folder.resolve())}) + "\n")
     return shop.report
 
 

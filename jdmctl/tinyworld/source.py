@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +56,17 @@ class Pictures:
 
     def text(self, index: int) -> str:
         return self.captions[index][0]
+
+    def first(self, num: int) -> Pictures:
+        depth = None if self.inverse_depth is None else self.inverse_depth[:num]
+        return replace(
+            self,
+            images=self.images[:num],
+            captions=self.captions[:num],
+            truth=self.truth[:num],
+            stated=self.stated[:num],
+            inverse_depth=depth,
+        )
 
 
 def scenes(split: str, num: int, folder: Path, wordings: int = 4) -> Pictures:

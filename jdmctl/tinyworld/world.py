@@ -1,14 +1,17 @@
-"""The shipped world: where its folders are, and its pictures by split."""
+"""The world in use, the shipped one or one of the user's pictures: where its folders are, its pictures by split."""
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 from pathlib import Path
 
 from jdmctl.errors import MissingWeightsError
-from jdmctl.tinyworld.source import Pictures, scenes
+from jdmctl.tinyworld.source import Pictures, captioned_folder, scenes
 
+SHIPPED = Path(__file__).parent / "weights"
+SOURCE_FILE = "pictures.json"  # in a world of the user's own: which folder its pictures are in
 NUM_PICTURES = {"train": 12_000, "reference": 2_000, "val": 600, "test": 1_000}
 
 
@@ -18,7 +21,7 @@ def world_folder() -> Path:
     Raises:
         MissingWeightsError: there is no world in it.
     """
-    folder = Path(os.environ.get("JDMCTL_WORLD") or Path(__file__).parent / "weights")
+    folder = Path(os.environ.get("JDMCTL_WORLD") or SHIPPED)
     if not (folder / "student" / "model_index.json").exists():
         raise MissingWeightsError(
             f"no embedded world in {folder}", hint="build one: jdmctl world build, or unset JDMCTL_WORLD"
@@ -32,7 +35,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("JDMCTL_CACHE") or Path(base, "jdmctl"))
 
 
+def world_name() -> str:
+    folder = world_folder()
+    return "tiny" if folder == SHIPPED else folder.name
+
+
 @functools.cache
 def samples(split: str, num: int = 0) -> Pictures:
-    """The first `num` scenes of a split (0: all), rendered once and cached on disk; 100 or more a second."""
+    """The first `num` pictures of a split (0: all), fewer if it has fewer.
+
+    Scenes are rendered once, 100 or more a second, and cached on disk. A world of other pictures knows their folder.
+    """
+    source = world_folder() / SOURCE_FILE
+    if source.exists():
+        pictures = captioned_folder(Path(json.loads(source.read_text(encoding="utf-8"))["folder"]), split)
+        return pictures.first(num) if num else pictures
+    return rendered(split, num)
+
+
+def rendered(split: str, num: int = 0) -> Pictures:
+    """Scenes of a split, whatever world is in use."""
     return scenes(split, num or NUM_PICTURES[split], cache_folder() / "scenes")

@@ -54,14 +54,14 @@ def build(shop: Workshop) -> None:
         fake_score_parameters=fake_score.trainable(),
         fake_score_updates=3,
     )
-    num_steps = shop.steps(240)
+    num_steps = shop.steps(600)
     settings = Settings(
-        optimizers={"fake_score": AdamW(3e-4), "student": AdamW(1e-4)},
+        optimizers={"fake_score": AdamW(3e-4), "student": AdamW(5e-5)},
         batch_size=BATCH_SIZE,
-        ema_decay=0.98,
+        ema_decay=0.99,
         log_every_steps=20,
-        save_every_steps=60,
-        validate_every_steps=60,
+        save_every_steps=100,
+        validate_every_steps=100,
         preview_every_steps=10 * num_steps,
     )
     watcher = Watcher(family, shop)
@@ -85,16 +85,16 @@ def build(shop: Workshop) -> None:
 
 
 def choose_guidance(family: StableDiffusion, shop: Workshop, num_steps: int = 25) -> float:
-    """The scale whose pictures of val captions have the smallest sum of errors: 1 - accuracy, over attributes."""
+    """The scale whose pictures of val captions are nearest to the reference pictures, by Frechet distance."""
     val, judge = shop.pictures("val"), Judge.load(shop.output)
-    scores = {}
+    reference = shop.pictures("reference").image(slice(0, 1000))
+    distances = {}
     for scale in GUIDANCE_SCALES:
         images = draw(family, val, range(min(200, len(val))), num_steps, scale)
         accuracy = judge.accuracy(images, val.stated[: len(images), 0])
-        frechet = judge.frechet(images, shop.pictures("reference").image(slice(0, 1000)))
-        scores[scale] = sum(accuracy.values()) / len(accuracy) - frechet / 1000
-        shop.say(f"guidance {scale}: accuracy {_percent(accuracy)}, Frechet {frechet:.2f}")
-    return max(scores, key=scores.__getitem__)
+        distances[scale] = judge.frechet(images, reference)
+        shop.say(f"guidance {scale}: accuracy {_percent(accuracy)}, Frechet {distances[scale]:.2f}")
+    return min(distances, key=distances.__getitem__)
 
 
 @torch.no_grad()
