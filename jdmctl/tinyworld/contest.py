@@ -74,7 +74,7 @@ def score_runs(
         branches = {name: controlnet_folder(run, name) for run, own in names for name in own}
         drawn.append(scenes.draw(_with_branches(first, branches), seed))
     marks = scenes.marks(drawn)
-    method = METHOD + ", composed" if compose else METHOD
+    method = METHOD + " composed" if compose else METHOD
     rows = scenes.rows(method, 1, marks, seeds, command)
     if with_baselines:
         baselines = {}
@@ -129,7 +129,7 @@ def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> It
         family.add_control_branch(name, folder, denoiser=family.teacher).eval().requires_grad_(False)
     say(f"drawing the teacher with that ControlNet, {TEACHER_STEPS} steps, guidance {scale}")
     images = scenes.draw(family, recipe.seed, TEACHER_STEPS, scale)
-    yield f"ControlNet, {TEACHER_STEPS} steps", TEACHER_STEPS * (1 if scale == 1 else 2), images
+    yield f"ControlNet {TEACHER_STEPS} steps", TEACHER_STEPS * (1 if scale == 1 else 2), images
 
 
 def _with_branches(recipe: Recipe, folders: dict[str, Path]) -> StableDiffusion:

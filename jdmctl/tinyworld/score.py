@@ -25,7 +25,7 @@ from jdmctl.training.draws import SampleDraws
 Statistic = Callable[[Tensor], float]  # of the scenes at given indices
 Marks = dict[str, list[Statistic]]  # metric -> one for each seed
 
-TRUE, ROUND_TRIP, NO_CONTROL = "true pictures", "VAE round trip", "student, no control"
+TRUE, ROUND_TRIP, NO_CONTROL = "true pictures", "VAE round trip", "student without control"
 _RESAMPLES = 300
 _BATCH = 50
 
