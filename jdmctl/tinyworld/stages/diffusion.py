@@ -118,7 +118,7 @@ def build_controlnet(shop: Workshop, control: Control) -> None:
         with autocast():
             return score_matching_loss(unet, teacher.scheduler, latents[index], words, generator, branch, condition)
 
-    name, num_steps = f"controlnet_{control.name}", shop.steps(2000)
+    name, num_steps = f"controlnet_{control.name}", shop.steps(4000)
     settings = FitSettings(num_steps, 5e-4, shape="constant", ema_decay=0.998, seed=shop.seed)
     halfway = {num_steps // 2: lambda: branch.save_pretrained(shop.scratch / f"{name}_half")}
     shop.train(name, branch, loss, settings, halfway)
