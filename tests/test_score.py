@@ -1,14 +1,17 @@
 """Scores of runs on held-out scenes: ideal for true pictures under an ideal judge, worse for damaged ones."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from jdmctl.controls.base import load_control
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.score import NO_CONTROL, ROUND_TRIP, Scenes
-from jdmctl.tinyworld.source import SCENE_LABELS, scenes
+from jdmctl.tinyworld.source import captioned_folder, scenes
 
 
 class IdealJudge(Judge):
@@ -17,6 +20,7 @@ class IdealJudge(Judge):
     def __init__(self, pictures):
         object.__setattr__(self, "classifier", None)
         images = pictures.image(slice(None))
+        object.__setattr__(self, "labels", pictures.labels)
         object.__setattr__(self, "truth", dict(zip(map(self.key, images), pictures.truth, strict=True)))
 
     @staticmethod
@@ -26,12 +30,12 @@ class IdealJudge(Judge):
     @property
     def attributes(self):
         columns = {}
-        for column, label in enumerate(SCENE_LABELS):
+        for column, label in enumerate(self.labels):
             columns.setdefault(label.split(": ")[0], []).append(column)
         return columns
 
     def shown(self, images):
-        unknown = torch.zeros(len(SCENE_LABELS), dtype=torch.bool)
+        unknown = torch.zeros(len(self.labels), dtype=torch.bool)
         found = self.classes(torch.stack([self.truth.get(self.key(image), unknown) for image in images]))
         return {name: values.clamp(min=0) for name, values in found.items()}
 
@@ -109,3 +113,23 @@ def test_comparisons_are_ideal_at_the_ceiling_and_nothing_at_the_floor(asked):
     half = compared(torch.cat([true[:20], blurred[20:]]))["canny f1 gap closed"]
     blurred_first = asked.marks([blurred])["canny f1"][0](everything[:20])
     assert half == pytest.approx((1 - blurred_first) * 20 / (f1[0] - f1[1]) / 40)
+
+
+def test_captioned_pictures_have_one_prompt_accuracy_and_nothing_open(tmp_path):
+    """Their labels are words, said or not: what is not said is not known, so no entropy can be taken of it."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        words = rng.choice(
+            ["red", "blue", "cat", "dog", "face", "hand", "sun", "tree", "sea", "bird"], 3, replace=False
+        )
+        rows.append({"file_name": f"{number}.png", "text": " ".join(words)})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pictures = captioned_folder(tmp_path, "train", 32)
+    asked = Scenes.make("folder", pictures, 40, {}, IdealJudge(pictures), pictures, pictures)
+    found = by_metric(asked.rows("true pictures", 0, asked.marks([asked.true_images()]), [0], ""))
+    assert found["prompt accuracy"].value == pytest.approx(1.0)
+    assert "open entropy" not in found
+    shuffled = by_metric(asked.rows("others", 0, asked.marks([asked.true_images().flip(0)]), [0], ""))
+    assert shuffled["prompt accuracy"].value < 0.6

@@ -15,7 +15,7 @@ from jdmctl.evaluation.adherence import scores
 from jdmctl.evaluation.bootstrap import bootstrap
 from jdmctl.evaluation.diversity import entropy
 from jdmctl.evaluation.fidelity import frechet_distance, kernel_statistic, nearest
-from jdmctl.evaluation.prompts import OPEN
+from jdmctl.evaluation.prompts import OPEN, Classes
 from jdmctl.evaluation.results import Row
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.tinyworld.judge import Judge
@@ -28,6 +28,7 @@ Marks = dict[str, list[Statistic]]  # metric -> one for each seed
 TRUE, ROUND_TRIP, NO_CONTROL = "true pictures", "VAE round trip", "student without control"
 _RESAMPLES = 300
 _BATCH = 50
+_MANY_ATTRIBUTES = 8  # more are told as one number
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,16 @@ class Scenes:
         found["nearest train"] = _mean_of(nearest(_thumbnail(images), self.train))
         shown, true = self.judge.shown(images), self.judge.classes(self.pictures.truth[: self.num])
         stated = self.judge.classes(self.pictures.stated[: self.num, 0])
-        for attribute, asked in stated.items():
-            is_stated = asked != OPEN
-            if is_stated.any():
-                correct = torch.where(is_stated, (shown[attribute] == asked).double(), torch.nan)
-                found[f"{attribute} accuracy"] = _mean_of(correct)
-        found["open entropy"] = _open_entropy(shown, stated, true)
+        correct = {
+            f"{attribute} accuracy": torch.where(asked != OPEN, (shown[attribute] == asked).double(), torch.nan)
+            for attribute, asked in stated.items()
+            if (asked != OPEN).any()
+        }
+        if len(correct) > _MANY_ATTRIBUTES:
+            correct = {"prompt accuracy": torch.stack(list(correct.values())).nanmean(0)}
+        found |= {metric: _mean_of(values) for metric, values in correct.items()}
+        if statistic := _open_entropy(shown, stated, true):
+            found["open entropy"] = statistic
         return found
 
 
@@ -173,21 +178,23 @@ def _thumbnail(images: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(images, 16)
 
 
-def _open_entropy(shown, stated, true) -> Statistic:
+def _open_entropy(shown: Classes, stated: Classes, true: Classes) -> Statistic | None:
     """Entropy of the attributes that captions leave open, over that of the true scenes; mean over attributes.
 
-    Attributes that the true scenes hardly vary where captions leave them open are left out.
+    Attributes that the true scenes hardly vary where captions leave them open are left out; None if no other is there.
     """
+    is_open = {name: asked == OPEN for name, asked in stated.items()}
+    varied = [name for name, where in is_open.items() if where.sum() > 1 and entropy(true[name][where]) > 0.1]
 
     def statistic(chosen: Tensor) -> float:
         ratios = []
-        for name, asked in stated.items():
-            is_open = asked[chosen] == OPEN
-            if is_open.sum() > 1 and (most := entropy(true[name][chosen][is_open])) > 0.1:
-                ratios.append(entropy(shown[name][chosen][is_open]) / most)
+        for name in varied:
+            where = chosen[is_open[name][chosen]]
+            if most := entropy(true[name][where]):
+                ratios.append(entropy(shown[name][where]) / most)
         return sum(ratios) / len(ratios)
 
-    return statistic
+    return statistic if varied else None
 
 
 def controlnet_folder(run: Path, control: str) -> Path:
