@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from accelerate.utils import set_seed
+from torch import nn
 
 from jdmctl.controls.base import Control, load_control
 from jdmctl.data.conditionfolder import ConditionFolder
@@ -33,7 +35,9 @@ from jdmctl.training.samples import (
     extractor,
     split,
 )
+from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
+from jdmctl.training.steps.nct import NCTStep
 from jdmctl.types import EnergyWeights
 
 
@@ -92,7 +96,10 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
     for control in recipe.controls:
         is_new = control.init in ("student", "dsm")
         source = "student" if is_new else resolve(control.init, f"controlnet_{control.name}")
-        family.add_control_branch(control.name, source)
+        if recipe.method == "dsm":  # an ordinary ControlNet is the teacher's, and lent to the student
+            family.student.branches[control.name] = family.add_control_branch(control.name, source, family.teacher)
+        else:
+            family.add_control_branch(control.name, source)
     if recipe.training.student_lora_rank:
         family.add_student_lora(recipe.training.student_lora_rank)
 
@@ -101,16 +108,45 @@ def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, in
     """What a run would hold and train, without its data."""
     family = build_family(recipe.model, device)
     prepare_student(recipe, family)
-    step = build_step(recipe, family, {})
+    trained = {"student": family.student.trainable(), "fake_score": ()}
+    if recipe.method == "jdm":
+        trained["fake_score"] = build_jdm_step(recipe, family, {}).fake_score_parameters
     return {
         "teacher": sum(p.numel() for p in family.teacher.parameters()),
         "student": sum(p.numel() for p in family.student.parameters()),
-        "trained_in_student": sum(p.numel() for p in step.student_parameters),
-        "trained_in_fake_score": sum(p.numel() for p in step.fake_score_parameters),
-    }
+    } | {f"trained_in_{role}": sum(p.numel() for p in parameters) for role, parameters in trained.items()}
 
 
-def build_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> JDMStep:
+def build_nct_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> NCTStep:
+    """The step of Noise Consistency Training; it makes its conditions itself, with the exact extractors."""
+    start = math.log(recipe.nct.multiplier) / NCTStep.multiplier_speed
+    return NCTStep(
+        student=family.student,
+        codec=family.codec,
+        extractors={name: control.condition for name, control in controls.items()},
+        latent_shape=family.latent_shape,
+        student_parameters=family.student.trainable(),
+        log_multiplier=nn.Parameter(torch.tensor(start, device=next(family.student.parameters()).device)),
+        limit=recipe.nct.limit,
+        num_levels=recipe.nct.levels,
+    )
+
+
+def build_dsm_step(family: Any, names: Sequence[str]) -> DSMStep:
+    """Trains branches of the student by plugging them into the teacher."""
+    branches = {name: family.student.branches[name] for name in names}
+    family.teacher.branches.update(branches)  # called without controls, it stays blind
+    return DSMStep(
+        denoiser=family.teacher,
+        codec=family.codec,
+        schedule=family.schedule,
+        timesteps=UniformTimesteps(0.0, 1.0),
+        controls=tuple(branches),
+        parameters=tuple(p for branch in branches.values() for p in branch.parameters()),
+    )
+
+
+def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> JDMStep:
     """The JDM step of a recipe, with a fake score of its own."""
     objective, settings = recipe.objective, recipe.fake_score
     seen = list(controls) if objective.form == "conditional" else []

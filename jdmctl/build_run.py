@@ -11,9 +11,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from jdmctl.build import build_controls, build_family, build_samples, build_step, prepare_student
+from jdmctl.build import (
+    build_controls,
+    build_dsm_step,
+    build_family,
+    build_jdm_step,
+    build_nct_step,
+    build_samples,
+    prepare_student,
+)
 from jdmctl.controls.base import Control
-from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import to_yaml
@@ -22,7 +29,7 @@ from jdmctl.training.calibration import Balance
 from jdmctl.training.observer import Validation
 from jdmctl.training.plan import OnePhase, Settings, Stage
 from jdmctl.training.run import Run
-from jdmctl.training.state import AdamW
+from jdmctl.training.state import AdamW, Stateful
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 
@@ -58,15 +65,27 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         num_processes=processes,
         device=device,
     )
-    step = build_step(recipe, family, controls)
-    balance = _balance(recipe, step, batches, accelerator)
+    warmup = [control.name for control in recipe.controls if control.init == "dsm"]
+    stages = [_dsm_warmup(recipe, build_dsm_step(family, warmup))] if warmup else []
+    extra: dict[str, Stateful] = {}
+    if recipe.method == "jdm":
+        step = build_jdm_step(recipe, family, controls)
+        balance = _balance(recipe, step, batches, accelerator)
+        stages += _jdm_stages(recipe, step, balance)
+        extra["balance"] = balance
+    elif recipe.method == "nct":
+        nct = build_nct_step(recipe, family, controls)
+        stages.append(Stage("training", nct, training.num_steps, "step", averaged=nct.student_parameters))
+    else:
+        dsm = build_dsm_step(family, list(controls))
+        stages.append(Stage("training", dsm, training.num_steps, "step", averaged=dsm.parameters))
     return Run(
         recipe=to_yaml(recipe),
-        stages=_stages(recipe, family, step, balance),
+        stages=stages,
         batches=batches,
         settings=_settings(recipe),
         validation=_validation(recipe, family, controls, batches, val_samples),
-        extra={"balance": balance},
+        extra=extra,
         products=_products(recipe, family),
     )
 
@@ -90,16 +109,15 @@ def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accel
     )
 
 
-def _stages(recipe: Recipe, family: Any, step: JDMStep, balance: Balance) -> list[Stage]:
-    """Optional DSM warm-up of new branches, warm-up of the fake score, calibration and training."""
+def _dsm_warmup(recipe: Recipe, step: DSMStep) -> Stage:
+    name = "dsm-warmup"
+    return Stage(name, step, recipe.training.dsm_warmup_steps, name, averaged=step.parameters)
+
+
+def _jdm_stages(recipe: Recipe, step: JDMStep, balance: Balance) -> list[Stage]:
+    """Warm-up of the fake score, calibration and training."""
     training, fake_score = recipe.training, recipe.fake_score
-    stages = []
-    if training.dsm_warmup_steps:
-        dsm = _dsm_step(recipe, family)
-        parameters = dsm.phases[0].parameters
-        name = "dsm-warmup"
-        stages.append(Stage(name, dsm, training.dsm_warmup_steps, name, averaged=parameters))
-    stages.append(
+    return [
         Stage(
             "fake-score-warmup",
             OnePhase(step, "fake_score"),
@@ -107,9 +125,7 @@ def _stages(recipe: Recipe, family: Any, step: JDMStep, balance: Balance) -> lis
             "fake-score-warmup",
             until_level=True,
             min_steps=fake_score.warmup_min_steps,
-        )
-    )
-    stages.append(
+        ),
         Stage(
             "training",
             step,
@@ -118,23 +134,8 @@ def _stages(recipe: Recipe, family: Any, step: JDMStep, balance: Balance) -> lis
             averaged=step.student_parameters,
             on_start=balance.calibrate,
             before_step=balance.before_step,
-        )
-    )
-    return stages
-
-
-def _dsm_step(recipe: Recipe, family: Any) -> DSMStep:
-    """Trains branches of the student by plugging them into the teacher; called without controls, it stays blind."""
-    branches = {c.name: family.student.branches[c.name] for c in recipe.controls if c.init == "dsm"}
-    family.teacher.branches.update(branches)
-    return DSMStep(
-        denoiser=family.teacher,
-        codec=family.codec,
-        schedule=family.schedule,
-        timesteps=UniformTimesteps(0.0, 1.0),
-        controls=tuple(branches),
-        parameters=tuple(p for branch in branches.values() for p in branch.parameters()),
-    )
+        ),
+    ]
 
 
 def _settings(recipe: Recipe) -> Settings:
@@ -145,7 +146,7 @@ def _settings(recipe: Recipe) -> Settings:
 
     return Settings(
         optimizers={
-            "dsm": adamw(training.dsm_learning_rate),
+            "dsm": adamw(training.learning_rate if recipe.method == "dsm" else training.dsm_learning_rate),
             "fake_score": adamw(recipe.fake_score.learning_rate),
             "student": adamw(training.learning_rate),
         },

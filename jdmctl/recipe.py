@@ -82,6 +82,14 @@ class FakeScore(Section):
     warmup_max_steps: Count = 200
 
 
+class NoiseConsistency(Section):
+    """Of `method: nct`."""
+
+    limit: PositiveFloat = Field(0.05, description="how far pictures may be from the student's own at the boundary")
+    levels: PositiveInt = 16
+    multiplier: PositiveFloat = Field(1.0, description="of the boundary, at the start")
+
+
 class Training(Section):
     num_steps: PositiveInt = Field(1000, description="updates of the student")
     batch_size: PositiveInt = Field(24, description="samples of one update, over all processes")
@@ -120,10 +128,14 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: Count = 0
+    method: Literal["jdm", "nct", "dsm"] = Field(
+        "jdm", description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher"
+    )
     model: Model
     controls: tuple[Control, ...] = Field(min_length=1)
     objective: Objective = Objective()
     fake_score: FakeScore = FakeScore()
+    nct: NoiseConsistency = NoiseConsistency()
     training: Training = Training()
     data: Data
 
@@ -141,6 +153,10 @@ class Recipe(Section):
         wants_dsm = any(control.init == "dsm" for control in self.controls)
         if wants_dsm != (self.training.dsm_warmup_steps > 0):
             raise ValueError("init: dsm and training.dsm_warmup_steps > 0 go together")
-        if wants_dsm and self.data.source == "conditions":
-            raise ValueError("init: dsm needs pictures, and data.source conditions has none")
+        if (wants_dsm or self.method == "dsm") and self.data.source == "conditions":
+            raise ValueError("denoising score matching needs pictures, and data.source conditions has none")
+        if self.method == "dsm" and wants_dsm:
+            raise ValueError("method: dsm trains the branch by it throughout: leave out init: dsm")
+        if self.method != "jdm" and self.training.student_lora_rank:
+            raise ValueError(f"method: {self.method} trains control branches alone: student_lora_rank must be 0")
         return self

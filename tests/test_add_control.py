@@ -128,6 +128,22 @@ def test_every_kind_of_objective_runs(in_tiny_world, photos, add_control, change
     assert values and all(0 <= value < 1e6 for value in values)
 
 
+@pytest.mark.parametrize("method", ["nct", "dsm"])
+def test_other_methods_leave_the_same_kind_of_branch(in_tiny_world, photos, add_control, method):
+    """Not the one that they began with, and the student is what it was."""
+    add_control(
+        "--student", "tiny", "--teacher", "tiny", "--control", "canny", "--data", photos, "--method", method, *SET,
+        "-o", "run",
+    )  # fmt: skip
+    branch = ControlNetModel.from_pretrained("run/controlnet")
+    assert branch.controlnet_mid_block.weight.abs().max() > 0
+    steps = [record for record in metrics(Path("run")) if record["event"] == "step"]
+    assert {record["stage"] for record in steps} == {"training"}
+    expected = {"nct": {"consistency_loss", "boundary_loss", "multiplier"}, "dsm": {"dsm_loss"}}
+    assert expected[method] <= steps[-1].keys()
+    assert [r["step"] for r in metrics(Path("run")) if r["event"] == "validation"] == [0, 2, 4]
+
+
 def test_lora_on_the_student_is_saved_beside_the_branch(in_tiny_world, add_control):
     """The student that draws the conditions stays as it was: a copy."""
     Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(8)))

@@ -30,6 +30,9 @@ def add_control(
     data: Annotated[
         str, typer.Option("--data", "--train_data_dir", help="Folder with metadata.jsonl, file of prompts, or tiny.")
     ] = "",
+    method: Annotated[
+        str, typer.Option(help="jdm, nct (no teacher, no pictures), or dsm (a ControlNet on the teacher).")
+    ] = "",
     init: Annotated[
         str, typer.Option("--init", "--controlnet_model_name_or_path", help="ControlNet to start from.")
     ] = "",
@@ -64,6 +67,7 @@ def add_control(
         "model.teacher": teacher,
         "controls": [_control(name, teacher) for name in control],
         **_data(data),
+        "method": method,
         "training.num_steps": num_steps,
         "training.batch_size": batch_size,
         "training.learning_rate": learning_rate,

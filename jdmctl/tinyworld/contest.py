@@ -24,7 +24,6 @@ from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.world import samples, world_folder, world_name
 
 TEACHER_STEPS = 25
-METHOD = "jdm"
 
 
 def score_runs(
@@ -74,7 +73,7 @@ def score_runs(
         branches = {name: controlnet_folder(run, name) for run, own in names for name in own}
         drawn.append(scenes.draw(_with_branches(first, branches), seed))
     marks = scenes.marks(drawn)
-    method = METHOD + " composed" if compose else METHOD
+    method = first.method + " composed" if compose else first.method
     rows = scenes.rows(method, 1, marks, seeds, command)
     if with_baselines:
         baselines = {}
