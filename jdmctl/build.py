@@ -22,9 +22,9 @@ from jdmctl.data.imagefolder import ImageFolder
 from jdmctl.data.prompts import PromptList
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families import FAMILIES
-from jdmctl.objectives.guidance import Guided
+from jdmctl.objectives.guidance import ControlGuided, Guided
 from jdmctl.objectives.matching import Matching
-from jdmctl.recipe import Model, Recipe
+from jdmctl.recipe import AWARE_TEACHERS, Model, Recipe
 from jdmctl.tinyworld.world import cache_folder, samples, world_folder
 from jdmctl.training.batches import Samples
 from jdmctl.training.energies import ControlEnergy
@@ -100,6 +100,9 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
             family.student.branches[control.name] = family.add_control_branch(control.name, source, family.teacher)
         else:
             family.add_control_branch(control.name, source)
+        if recipe.method in AWARE_TEACHERS:
+            given = resolve(control.teacher_branch, f"controlnet_{control.name}")
+            family.add_control_branch(control.name, given, family.teacher).eval().requires_grad_(False)
     if recipe.training.student_lora_rank:
         family.add_student_lora(recipe.training.student_lora_rank)
 
@@ -109,7 +112,7 @@ def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, in
     family = build_family(recipe.model, device)
     prepare_student(recipe, family)
     trained = {"student": family.student.trainable(), "fake_score": ()}
-    if recipe.method == "jdm":
+    if recipe.method == "jdm" or recipe.method in AWARE_TEACHERS:
         trained["fake_score"] = build_jdm_step(recipe, family, {}).fake_score_parameters
     return {
         "teacher": sum(p.numel() for p in family.teacher.parameters()),
@@ -147,9 +150,14 @@ def build_dsm_step(family: Any, names: Sequence[str]) -> DSMStep:
 
 
 def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> JDMStep:
-    """The JDM step of a recipe, with a fake score of its own."""
+    """The JDM step of a recipe, with a fake score of its own; with an aware teacher it has no energies."""
     objective, settings = recipe.objective, recipe.fake_score
-    seen = list(controls) if objective.form == "conditional" else []
+    is_aware = recipe.method in AWARE_TEACHERS
+    form = "conditional" if recipe.method == "dmd-control" else objective.form
+    teacher = (
+        ControlGuided(family.teacher, objective.implicit_weight) if recipe.method == "implicit" else family.teacher
+    )
+    seen = list(controls) if form == "conditional" else []
     fake_score = family.make_fake_score(settings.trainable, settings.rank, controls=seen)
 
     @functools.cache
@@ -158,20 +166,21 @@ def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control])
 
     return JDMStep(
         student=family.student,
-        teacher=Guided(family.teacher, objective.guidance_scale, empty_prompt),
+        teacher=Guided(teacher, objective.guidance_scale, empty_prompt),
         fake_score=fake_score,
         codec=family.codec,
         schedule=family.schedule,
         timesteps=UniformTimesteps(objective.min_time, objective.max_time),
         matching=Matching(objective.weight),
-        energies=tuple(ControlEnergy(control) for control in controls.values()),
+        energies=() if is_aware else tuple(ControlEnergy(control) for control in controls.values()),
         weights=EnergyWeights(dict.fromkeys(controls, 0.0)),
         latent_shape=family.latent_shape,
         student_parameters=family.student.trainable(),
         fake_score_parameters=fake_score.trainable(),
-        form=objective.form,
+        form=form,
         fake_score_updates=settings.updates,
         energy_at=objective.energy_at,
+        teacher_sees_controls=is_aware,
     )
 
 

@@ -22,7 +22,7 @@ from jdmctl.build import (
 )
 from jdmctl.controls.base import Control
 from jdmctl.errors import RecipeError
-from jdmctl.recipe import Recipe
+from jdmctl.recipe import AWARE_TEACHERS, Recipe
 from jdmctl.recipe_files import to_yaml
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
@@ -68,7 +68,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     warmup = [control.name for control in recipe.controls if control.init == "dsm"]
     stages = [_dsm_warmup(recipe, build_dsm_step(family, warmup))] if warmup else []
     extra: dict[str, Stateful] = {}
-    if recipe.method == "jdm":
+    if recipe.method == "jdm" or recipe.method in AWARE_TEACHERS:
         step = build_jdm_step(recipe, family, controls)
         balance = _balance(recipe, step, batches, accelerator)
         stages += _jdm_stages(recipe, step, balance)
@@ -100,10 +100,12 @@ def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accel
         means = accelerator.reduce(torch.stack(rows).mean(0), "mean")
         return dict(zip(norms, means.tolist(), strict=True))
 
+    named = {energy.name for energy in step.energies}
+    weighed = [control for control in recipe.controls if control.name in named]
     return Balance(
         weights=step.weights,
-        ratios={control.name: control.ratio for control in recipe.controls},
-        ramp_steps={control.name: control.ramp_steps for control in recipe.controls},
+        ratios={control.name: control.ratio for control in weighed},
+        ramp_steps={control.name: control.ramp_steps for control in weighed},
         measure=measure,
         is_continuous=recipe.objective.balance == "continuous",
     )

@@ -23,6 +23,8 @@ from pydantic import (
 from jdmctl.controls.base import control_names
 from jdmctl.families import FAMILIES
 
+AWARE_TEACHERS = ("dmd-control", "implicit")  # methods whose teacher has control branches
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -57,6 +59,7 @@ class Control(Section):
         default_factory=lambda given: 50 if given.get("init") == "student" else 0,
         description="steps over which lambda grows from 0; only a branch that starts blind needs it",
     )
+    teacher_branch: str = Field("", description="ControlNet on the teacher, for methods whose teacher sees the control")
     options: dict[str, Any] = Field(default_factory=dict, description="of the control itself")
 
 
@@ -65,6 +68,7 @@ class Objective(Section):
     weight: Literal["normalized", "kl"] = "normalized"
     guidance_scale: PositiveFloat = Field(1.0, description="the teacher's classifier-free guidance")
     energy_at: Literal["clean", "denoised"] = "clean"
+    implicit_weight: PositiveFloat = Field(1.0, description="lambda of method: implicit")
     balance: Literal["calibrated", "continuous"] = Field(
         "calibrated",
         description="freeze each lambda after warm-up, or keep the ratio of norms (a heuristic)",
@@ -128,8 +132,10 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: Count = 0
-    method: Literal["jdm", "nct", "dsm"] = Field(
-        "jdm", description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher"
+    method: Literal["jdm", "nct", "dsm", "dmd-control", "implicit"] = Field(
+        "jdm",
+        description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher; distribution matching "
+        "with a teacher that has such a ControlNet; JDM whose energy is what that ControlNet knows",
     )
     model: Model
     controls: tuple[Control, ...] = Field(min_length=1)
@@ -157,6 +163,8 @@ class Recipe(Section):
             raise ValueError("denoising score matching needs pictures, and data.source conditions has none")
         if self.method == "dsm" and wants_dsm:
             raise ValueError("method: dsm trains the branch by it throughout: leave out init: dsm")
-        if self.method != "jdm" and self.training.student_lora_rank:
+        if self.method in AWARE_TEACHERS and not all(control.teacher_branch for control in self.controls):
+            raise ValueError(f"method: {self.method} needs each control's teacher_branch, a ControlNet on the teacher")
+        if self.method in ("nct", "dsm") and self.training.student_lora_rank:
             raise ValueError(f"method: {self.method} trains control branches alone: student_lora_rank must be 0")
         return self

@@ -11,10 +11,11 @@ from accelerate.state import AcceleratorState
 from diffusers import ControlNetModel
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from jdmctl.cli import app as cli
 from jdmctl.errors import JdmError
-from jdmctl.recipe_files import load_recipe
+from jdmctl.recipe_files import load_recipe, parse_recipe
 
 QUICK = (
     "training.batch_size=4",
@@ -142,6 +143,33 @@ def test_other_methods_leave_the_same_kind_of_branch(in_tiny_world, photos, add_
     expected = {"nct": {"consistency_loss", "boundary_loss", "multiplier"}, "dsm": {"dsm_loss"}}
     assert expected[method] <= steps[-1].keys()
     assert [r["step"] for r in metrics(Path("run")) if r["event"] == "validation"] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("method", ["dmd-control", "implicit"])
+def test_methods_whose_teacher_sees_the_control(in_tiny_world, photos, add_control, method):
+    """They use what --method dsm left, and leave it as it was."""
+    words = ["--student", "tiny", "--teacher", "tiny", "--control", "canny", "--data", photos, *SET]
+    add_control(*words, "--method", "dsm", "-o", "ordinary")
+    before = load_file("ordinary/controlnet/diffusion_pytorch_model.safetensors")
+    add_control(
+        *words, "--method", method, "--set", "controls.canny.teacher_branch=ordinary/controlnet",
+        "--set", "objective.implicit_weight=1.5", "-o", "run",
+    )  # fmt: skip
+    branch = ControlNetModel.from_pretrained("run/controlnet")
+    assert branch.controlnet_mid_block.weight.abs().max() > 0
+    after = load_file("ordinary/controlnet/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    steps = [r for r in metrics(Path("run")) if r["event"] == "step" and r["stage"] == "training"]
+    assert "fidelity_norm" in steps[0] and "canny_energy" not in steps[0]
+
+
+def test_a_method_says_what_it_needs(in_tiny_world):
+    values = {
+        "name": "x", "model": {"student": "tiny", "teacher": "tiny"}, "controls": [{"name": "canny"}],
+        "data": {"source": "tiny"}, "method": "dmd-control",
+    }  # fmt: skip
+    with pytest.raises(JdmError, match="teacher_branch"):
+        parse_recipe(values, [], "here")
 
 
 def test_lora_on_the_student_is_saved_beside_the_branch(in_tiny_world, add_control):

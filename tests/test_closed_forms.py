@@ -6,6 +6,7 @@ alpha_t and sigma_t; E is over t.
 """
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from gaussian_world import GaussianStudent, World, gaussian_kl, stable_diffusion
 
 from jdmctl.diffusion.schedule import RectifiedFlow
 from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.objectives.guidance import ControlGuided
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.types import Batch
 
@@ -178,3 +180,48 @@ def test_conditional_form_reaches_the_posterior_as_t_goes_to_0(lam):
     assert student.gain.item() == pytest.approx(k / (1 + k), abs=1e-5)
     assert student.spread.item() ** 2 == pytest.approx(1 / (1 + k), abs=1e-5)
     assert student.bias.item() == pytest.approx(0, abs=1e-5)
+
+
+@dataclass(frozen=True)
+class AwareTeacher:
+    """Knows p(x | c) = N(c / (1 + tau^2), tau^2 / (1 + tau^2)): teacher N(0, 1), c = x + noise of variance tau^2."""
+
+    world: World
+    tau_squared: float
+
+    def __call__(self, x_t, t, prompt, controls=None):
+        if not controls:
+            return self.world.denoise(x_t, t, 0.0, 1.0)
+        shrink = 1 / (1 + self.tau_squared)
+        return self.world.denoise(x_t, t, shrink * controls["request"], self.tau_squared * shrink)
+
+
+def test_a_teacher_that_sees_the_control_leads_to_the_posterior():
+    """Conditional form, no energies: KL(q_t(. | c) || p_t(. | c)) vanishes at every t where q(x | c) = p(x | c)."""
+    tau_squared = 0.5
+    world = World(SD, request_variance=1 + tau_squared)
+    student = GaussianStudent(gain=0.1, spread=0.9, bias=0.2)
+    teacher = AwareTeacher(world, tau_squared)
+    step = world.step(student, "conditional", 1.0, teacher=teacher, energies=(), teacher_sees_controls=True)
+    train(step, world.batch(), learning_rate=0.3, num_steps=800)
+    assert student.gain.item() == pytest.approx(1 / (1 + tau_squared), abs=1e-6)
+    assert student.spread.item() ** 2 == pytest.approx(tau_squared / (1 + tau_squared), abs=1e-6)
+    assert student.bias.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_implicit_control_is_linear_in_its_weight():
+    """ControlGuided adds w (aware - blind): the gradient is (1 - w) of the blind one plus w of the aware one."""
+    world, weight = World(SD), 2.5
+    aware = AwareTeacher(world, 0.5)
+
+    def gradient(teacher, sees):
+        student = GaussianStudent(gain=0.3, spread=0.7, bias=-0.2)
+        step = world.step(student, "marginal", 1.0, teacher=teacher, energies=(), teacher_sees_controls=sees)
+        step.student_loss(world.batch()).total.backward()
+        return torch.stack([p.grad for p in student.parameters()])
+
+    found = gradient(ControlGuided(aware, weight), True)
+    assert found.tolist() == pytest.approx(
+        ((1 - weight) * gradient(aware, False) + weight * gradient(aware, True)).tolist()
+    )
+    assert gradient(ControlGuided(aware, 1.0), True).tolist() == pytest.approx(gradient(aware, True).tolist())

@@ -30,9 +30,7 @@ def add_control(
     data: Annotated[
         str, typer.Option("--data", "--train_data_dir", help="Folder with metadata.jsonl, file of prompts, or tiny.")
     ] = "",
-    method: Annotated[
-        str, typer.Option(help="jdm, nct (no teacher, no pictures), or dsm (a ControlNet on the teacher).")
-    ] = "",
+    method: Annotated[str, typer.Option(help="jdm; to compare with: nct, dsm, dmd-control or implicit.")] = "",
     init: Annotated[
         str, typer.Option("--init", "--controlnet_model_name_or_path", help="ControlNet to start from.")
     ] = "",

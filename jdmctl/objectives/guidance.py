@@ -1,4 +1,4 @@
-"""Classifier-free guidance, as a denoiser around a denoiser."""
+"""Guidance by the prompt or by controls, as a denoiser around a denoiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,3 +27,23 @@ class Guided:
         empty = self.empty_prompt(len(x_t)) if callable(self.empty_prompt) else self.empty_prompt
         x0_empty = self.denoiser(x_t, t, empty, controls)
         return x0_empty + self.scale * (x0 - x0_empty)
+
+
+@dataclass(frozen=True)
+class ControlGuided:
+    """x0(blind) + weight (x0(controls) - x0(blind)), of a denoiser that has control branches.
+
+    The difference is sigma^2 / alpha times grad log p(c | x_t), by Bayes' rule: an implicit
+    classifier, so `weight` plays lambda for a control whose extractor has no gradient. At weight 1
+    the two calls are one.
+    """
+
+    denoiser: Denoiser
+    weight: float = 1.0
+
+    def __call__(self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None) -> Tensor:
+        x0 = self.denoiser(x_t, t, prompt, controls)
+        if self.weight == 1:
+            return x0
+        blind = self.denoiser(x_t, t, prompt)
+        return blind + self.weight * (x0 - blind)

@@ -44,10 +44,13 @@ class JDMStep:
     p(x) p(c | x)^lambda: it holds less variety (tests/test_closed_forms.py derives how much).
 
     With no energies this is Diff-Instruct / DMD distillation.
+
+    The conventional way is there to compare with: `teacher_sees_controls`, for a teacher that has
+    control branches of its own, no energies, and the conditional form.
     """
 
     student: Student
-    teacher: Denoiser  # blind to controls
+    teacher: Denoiser  # blind to controls, unless teacher_sees_controls
     fake_score: Denoiser  # follows the student
     codec: Codec
     schedule: Schedule
@@ -62,6 +65,7 @@ class JDMStep:
     fake_score_updates: int = 2
     energy_at: Literal["clean", "denoised"] = "clean"
     energy_timesteps: UniformTimesteps = UniformTimesteps(0.02, 0.2)
+    teacher_sees_controls: bool = False
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -122,7 +126,7 @@ class JDMStep:
     def _fidelity_gradient(self, x0: Tensor, batch: Batch) -> Tensor:
         t = self.timesteps(batch.draws.uniform("fidelity_time"))
         x_t = self._diffuse(x0, "fidelity_noise", t, batch)
-        teacher_x0 = self.teacher(x_t, t, batch.prompt)
+        teacher_x0 = self.teacher(x_t, t, batch.prompt, batch.conditions if self.teacher_sees_controls else None)
         fake_x0 = self.fake_score(x_t, t, batch.prompt, self._fake_controls(batch))
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return self.matching.gradient(x0, teacher_x0, fake_x0, alpha, sigma)
