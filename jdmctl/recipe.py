@@ -23,6 +23,7 @@ from pydantic import (
 from jdmctl.controls.base import control_names
 from jdmctl.families import FAMILIES
 
+METHODS = ("jdm", "nct", "dsm", "dmd-control", "implicit")
 AWARE_TEACHERS = ("dmd-control", "implicit")  # methods whose teacher has control branches
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -132,7 +133,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: Count = 0
-    method: Literal["jdm", "nct", "dsm", "dmd-control", "implicit"] = Field(
+    method: Literal[METHODS] = Field(  # type: ignore[valid-type]
         "jdm",
         description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher; distribution matching "
         "with a teacher that has such a ControlNet; JDM whose energy is what that ControlNet knows",

@@ -14,13 +14,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jdmctl.errors import RecipeError
-from jdmctl.recipe import Control, Data, FakeScore, Model, Objective, Recipe, Training
+from jdmctl.recipe import Control, Data, FakeScore, Model, NoiseConsistency, Objective, Recipe, Training
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "model": Model,
     "controls": Control,
     "objective": Objective,
     "fake_score": FakeScore,
+    "nct": NoiseConsistency,
     "training": Training,
     "data": Data,
 }

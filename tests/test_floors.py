@@ -1,7 +1,7 @@
 """Imports go down only, and every module can be imported alone.
 
 5  cli/                                   words in, words out
-4  recipe*.py  build.py  tinyworld/       the only place that knows both recipes and objects
+4  recipe*.py  build.py  tinyworld/  comparison/   the only place that knows both recipes and objects
 3  training/  sampling.py  evaluation/    procedures
 2  families/  controls/  rewards/  data/  things with weights or files, apart from one another
 1  diffusion/  objectives/  weights.py    mathematics; the look into a weight file before loading
@@ -27,6 +27,7 @@ FLOORS = {
     "build": 4,
     "build_run": 4,
     "tinyworld": 4,
+    "comparison": 4,
     "training": 3,
     "sampling": 3,
     "evaluation": 3,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jdmctl.build import build_controls, build_family
+from jdmctl.controls.base import Control
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.bootstrap import mean
 from jdmctl.evaluation.results import Row
@@ -55,15 +56,7 @@ def score_runs(
     if first.model.student != "tiny":
         raise BadInputError(f"{runs[0]} is not a run on the embedded world", hint="its recipe's student must be tiny")
     controls = {name: control for recipe in recipes for name, control in build_controls(recipe, "cpu").items()}
-    scenes = Scenes.make(
-        world_name(),
-        samples(split),
-        num,
-        controls,
-        Judge.load(world_folder()),
-        samples("reference"),
-        samples("train"),
-    )
+    scenes = make_scenes(controls, split, num)
     drawn = []
     together = [runs] if compose else [[run] for run in runs]
     seeds = [recipe.seed for recipe in (recipes[:1] if compose else recipes)]
@@ -71,7 +64,7 @@ def score_runs(
         say(f"drawing {scenes.num} pictures of {' + '.join(map(str, group))}")
         names = zip(group, asked, strict=True) if compose else [(group[0], asked[0])]
         branches = {name: controlnet_folder(run, name) for run, own in names for name in own}
-        drawn.append(scenes.draw(_with_branches(first, branches), seed))
+        drawn.append(scenes.draw(with_branches(first, branches), seed))
     marks = scenes.marks(drawn)
     method = first.method + " composed" if compose else first.method
     rows = scenes.rows(method, 1, marks, seeds, command)
@@ -84,12 +77,16 @@ def score_runs(
     return rows
 
 
+def make_scenes(controls: dict[str, Control], split: str, num: int) -> Scenes:
+    """The first `num` pictures of a split of the world in use, with its judge."""
+    judge = Judge.load(world_folder())
+    return Scenes.make(world_name(), samples(split), num, controls, judge, samples("reference"), samples("train"))
+
+
 def world_rows(split: str, num: int, command: str, say: Callable[[str], None]) -> list[Row]:
     """Rows of the world's own generators: the multi-step teacher at its guidance, and the one-step student."""
     family = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
-    scenes = Scenes.make(
-        world_name(), samples(split), num, {}, Judge.load(world_folder()), samples("reference"), samples("train")
-    )
+    scenes = make_scenes({}, split, num)
     scale = world_report()["teacher guidance"]
     passes = TEACHER_STEPS * (1 if scale == 1 else 2)
     rows = []
@@ -113,7 +110,7 @@ def world_report() -> dict[str, float]:
 
 def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> Iterator[tuple[str, int, Tensor]]:
     """(method, backbone passes per picture, images): the best possible, no control, and ordinary ControlNets."""
-    family = _with_branches(recipe, {})
+    family = with_branches(recipe, {})
     yield TRUE, 0, scenes.true_images()
     yield ROUND_TRIP, 0, scenes.round_trip(family)
     say("drawing the student without control")
@@ -122,7 +119,7 @@ def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> It
     if not all(folder.exists() for folder in shipped.values()):
         return
     say("drawing the student with an ordinary ControlNet plugged in")
-    yield "ControlNet plugged in", 1, scenes.draw(_with_branches(recipe, shipped), recipe.seed)
+    yield "ControlNet plugged in", 1, scenes.draw(with_branches(recipe, shipped), recipe.seed)
     scale = world_report()[f"controlnet_{next(iter(shipped))} guidance"]
     for name, folder in shipped.items():
         family.add_control_branch(name, folder, denoiser=family.teacher).eval().requires_grad_(False)
@@ -131,7 +128,8 @@ def _baselines(scenes: Scenes, recipe: Recipe, say: Callable[[str], None]) -> It
     yield f"ControlNet {TEACHER_STEPS} steps", TEACHER_STEPS * (1 if scale == 1 else 2), images
 
 
-def _with_branches(recipe: Recipe, folders: dict[str, Path]) -> StableDiffusion:
+def with_branches(recipe: Recipe, folders: Mapping[str, Path]) -> StableDiffusion:
+    """A recipe's teacher and student, the student with these branches."""
     family = build_family(recipe.model, "cpu")
     for name, folder in folders.items():
         family.add_control_branch(name, folder).eval().requires_grad_(False)

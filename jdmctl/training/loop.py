@@ -158,6 +158,7 @@ class _Loop:
                 f"last good checkpoint: {self.checkpoints.latest()}",
                 hint="lower training.learning_rate or fake_score.learning_rate, or use precision: fp32",
             )
+        elapsed = self.pace.elapsed()
         seconds = self.pace.measure(step - self.logged_step)
         self.logged_step = step
         record = {
@@ -166,6 +167,7 @@ class _Loop:
             "step": step,
             "num_steps": stage.num_steps,
         } | values
+        record["seconds"] = elapsed  # of training alone, since the last record
         record["samples_per_second"] = self.settings.batch_size / seconds
         record["seconds_left"] = seconds * (stage.num_steps - step)
         if self.accelerator.is_main_process:

@@ -46,6 +46,10 @@ class Pace:
         self._last = time.monotonic()
         self._seconds: float | None = None
 
+    def elapsed(self) -> float:
+        """Seconds since the last call of measure or restart."""
+        return time.monotonic() - self._last
+
     def measure(self, num_steps: int) -> float:
         """Seconds a step, given that `num_steps` were done since the last call or restart."""
         now = time.monotonic()

@@ -1,0 +1,116 @@
+"""`jdmctl compare`: every way of controlling a one-step student, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption
+from jdmctl.cli.output import Output, mode
+from jdmctl.errors import BadInputError
+
+
+def compare(
+    recipe: Annotated[str, typer.Argument(help="tiny/canny, a file, or a run folder.")],
+    method: Annotated[
+        list[str], typer.Option(metavar="METHOD[:SEEDS]", help="jdm, nct, dsm, dmd-control, implicit; may be repeated.")
+    ] = ["jdm", "dsm"],  # noqa: B006
+    overrides: Annotated[
+        list[str],
+        typer.Option("--set", metavar="[METHOD:]KEY=VALUE", help="Change every recipe, or one method's."),
+    ] = [],  # noqa: B006
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder of the cells and the report; default runs/compare-NAME."),
+    ] = None,
+    budget_minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this; 0 scores what is there.")] = (
+        float("inf")
+    ),
+    teacher_steps: Annotated[str, typer.Option(help="Steps of the teacher with dsm's ControlNet.")] = "10,25,50",
+    split: Annotated[Literal["val", "test"], typer.Option(help="val to choose by, test to report.")] = "test",
+    num: Annotated[int, typer.Option(min=4, help="Held-out pictures.")] = 500,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells, then stop.")] = False,
+    device: DeviceOption = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train what is missing, score it on the same held-out pictures, and write compare.json and report.html.
+
+    The same command again goes on where it stopped. A report with missing cells is valid and names them.
+    """
+    from jdmctl.comparison.cells import Entry, plan
+
+    with Output(mode(as_json, quiet)) as out:
+        common, of_method = _split(overrides)
+        entries = [Entry.parse(text, of_method) for text in method]
+        unused = of_method.keys() - {entry.method for entry in entries}
+        if unused:
+            raise BadInputError(
+                f"--set is for {min(unused)}, which is not compared", hint=f"add --method {min(unused)}"
+            )
+        steps = _numbers(teacher_steps)
+        folder = output or Path("runs", f"compare-{Path(recipe).stem}")
+        cells = plan(recipe, common, entries, folder)
+        out.table(
+            [
+                {
+                    "cell": cell.name,
+                    "state": "done" if cell.is_done else "missing",
+                    "updates": cell.recipe.training.num_steps,
+                    "minutes": f"{cell.seconds() / 60:.1f}",
+                }
+                for cell in cells
+            ],
+            ["cell", "state", "updates", "minutes"],
+        )
+        if not dry_run:
+            _run(cells, folder, budget_minutes, device, split, num, steps, recipe, out)
+
+
+def _run(cells, folder: Path, budget_minutes, device, split, num, teacher_steps, recipe: str, out: Output) -> None:
+    import shlex
+    import sys
+    from dataclasses import asdict
+
+    from jdmctl.comparison.page import page
+    from jdmctl.comparison.scoring import score
+    from jdmctl.comparison.training import complete, require_same
+    from jdmctl.evaluation.results import table, write
+    from jdmctl.training.atomic import write_text
+
+    require_same(cells)
+    complete(cells, budget_minutes * 60, device, out.note)
+    command = shlex.join(["jdmctl", *sys.argv[1:]])
+    scenes, drawn, rows = score(cells, split, num, teacher_steps, command, out.note)
+    write(folder / "compare.json", rows)
+    report = folder / "report.html"
+    write_text(report, page(f"{recipe}: ways of controlling a one-step student", cells, scenes, drawn, rows))
+    missing = [cell.name for cell in cells if not cell.is_done]
+    record = {"rows": [asdict(row) for row in rows], "missing": missing, "report": str(report)}
+    out.result(record, f"{table(rows)}\n{report}")
+    if missing:
+        out.note(f"missing: {', '.join(missing)}; the same command again goes on with them")
+
+
+def _numbers(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise BadInputError(f"--teacher-steps {text}: not numbers of steps", hint="write them as 10,25,50")
+    return [int(word) for word in words]
+
+
+def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Overrides for all, and by method."""
+    from jdmctl.recipe import METHODS
+
+    common: list[str] = []
+    of_method: dict[str, list[str]] = {}
+    for text in overrides:
+        head, colon, rest = text.partition(":")
+        if colon and head in METHODS:
+            of_method.setdefault(head, []).append(rest)
+        else:
+            common.append(text)
+    return common, of_method

@@ -1,0 +1,165 @@
+"""A comparison as one HTML file that needs nothing else: tables, curves and pictures are inside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+from jdmctl.comparison.cells import Cell
+from jdmctl.comparison.scoring import Drawn
+from jdmctl.evaluation.results import Row
+from jdmctl.sampling import grid
+from jdmctl.tinyworld.score import Scenes
+
+_COLORS = ("#1f4e9c", "#c2571a", "#2c7a3f", "#8a2f8a", "#7a6a1f", "#1f7a7a", "#444444", "#b02a4a")
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
+th, td { padding: 3px 8px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+small { color: #777 }
+svg { background: #fafafa; border: 1px solid #ddd; margin: 0 1em 1em 0 }
+img { image-rendering: pixelated; max-width: 100% }
+"""
+_ROWS = 6  # of the picture sheet
+
+
+def page(title: str, cells: Sequence[Cell], scenes: Scenes, drawn: Sequence[Drawn], rows: Sequence[Row]) -> str:
+    """The whole document."""
+    values = {(row.method, row.metric): row for row in rows}
+    methods = {one.method: one.passes for one in drawn}
+    own = list(dict.fromkeys(row.metric for row in rows if " / " not in row.metric and "gap closed" not in row.metric))
+    relative = list(dict.fromkeys(row.metric for row in rows if row.metric not in own))
+    headline = own[0]
+    colors = {method: _COLORS[number % len(_COLORS)] for number, method in enumerate(methods)}
+    missing = [cell.name for cell in cells if not cell.is_done]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f"<p>{scenes.num} held-out pictures of the world {html.escape(scenes.world)}; "
+        "intervals are 95 % over pictures, widened to the range of the seeds. "
+        + (f"<b>Missing: {html.escape(', '.join(missing))}.</b>" if missing else "No cell is missing.")
+        + "</p>",
+        _table(methods, own, values),
+        "<h2>Beside what was there before</h2>" if relative else "",
+        _table(methods, relative, values) if relative else "",
+        "<h2>Training</h2>",
+        _costs(cells),
+        _curves(cells, colors, headline),
+        "<h2>Passes, adherence, distance</h2>",
+        _scatter(methods, values, headline, colors),
+        "<h2>Pictures</h2>",
+        _pictures(scenes, drawn),
+    ]
+    body = "\n".join(filter(None, parts))
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _table(methods: Mapping[str, int], metrics: Sequence[str], values: Mapping[tuple[str, str], Row]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("method", "passes", "seeds", *metrics))
+    lines = []
+    for method, passes in methods.items():
+        found = [values.get((method, metric)) for metric in metrics]
+        if any(found):
+            seeds = max(len(row.seeds) for row in found if row)
+            cells = "".join(f"<td>{_number(row)}</td>" for row in found)
+            lines.append(f"<tr><td>{html.escape(method)}</td><td>{passes}</td><td>{seeds}</td>{cells}</tr>")
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _number(row: Row | None) -> str:
+    return f"{row.value:.4g}<br><small>{row.low:.4g} to {row.high:.4g}</small>" if row else ""
+
+
+def _costs(cells: Sequence[Cell]) -> str:
+    head = "<th>run</th><th>state</th><th>training, minutes</th><th>updates</th><th>batch</th>"
+    lines = [
+        f"<tr><td>{html.escape(cell.name)}</td><td>{'done' if cell.is_done else 'missing'}</td>"
+        f"<td>{cell.seconds() / 60:.1f}</td><td>{cell.recipe.training.num_steps}</td>"
+        f"<td>{cell.recipe.training.batch_size}</td></tr>"
+        for cell in cells
+    ]
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+
+
+def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> str:
+    """Adherence on validation by minutes of training."""
+    lines = [(cell, [(seconds / 60, score) for seconds, score in cell.curve()]) for cell in cells]
+    lines = [(cell, points) for cell, points in lines if points]
+    if not lines:
+        return ""
+    place, frame = _frame([p for _, points in lines for p in points], "minutes of training", f"{headline} (val)")
+    drawn = []
+    for cell, points in lines:
+        color = colors.get(cell.method, "#000000")
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        x, y = place(*points[-1])
+        drawn.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{path}"/>')
+        drawn.append(f'<text x="{x + 4:.1f}" y="{y:.1f}" font-size="11" fill="{color}">{html.escape(cell.name)}</text>')
+    return frame.format("".join(drawn))
+
+
+def _scatter(
+    methods: Mapping[str, int], values: Mapping[tuple[str, str], Row], headline: str, colors: Mapping[str, str]
+) -> str:
+    """Two plots: adherence by passes, and adherence by Frechet distance."""
+    found = []
+    for metric, title in ((None, "passes for a picture"), ("frechet", "Frechet distance")):
+        points = {
+            method: (float(passes) if metric is None else values[method, metric].value, values[method, headline].value)
+            for method, passes in methods.items()
+            if (method, headline) in values and (metric is None or (method, metric) in values)
+        }
+        place, frame = _frame(list(points.values()), title, headline)
+        drawn = []
+        for method, point in points.items():
+            (x, y), color, name = place(*point), colors[method], html.escape(method)
+            drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
+            drawn.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" font-size="11" fill="{color}">{name}</text>')
+        found.append(frame.format("".join(drawn)))
+    return "".join(found)
+
+
+def _frame(points, x_title: str, y_title: str):
+    """(what maps a point into the picture, an SVG with axes and a place for more)."""
+    width, height, left, bottom, right = 520, 320, 60, 36, 130
+    (x_low, x_high), (y_low, y_high) = ((min(v), max(v)) for v in zip(*points, strict=True))
+    x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            left + (width - left - right) * (x - x_low) / x_span,
+            height - bottom - (height - bottom - 24) * (y - y_low) / y_span,
+        )
+
+    low, base = left, height - bottom
+    texts = [
+        (left, height - 8, "start", f"{x_low:.3g}"),
+        (width - right, height - 8, "end", f"{x_high:.3g}"),
+        ((left + width - right) / 2, height - 8, "middle", x_title),
+        (left - 6, base, "end", f"{y_low:.3g}"),
+        (left - 6, 28, "end", f"{y_high:.3g}"),
+        (left, 14, "start", y_title),
+    ]
+    labels = "".join(
+        f'<text x="{x}" y="{y}" font-size="11" text-anchor="{anchor}">{html.escape(text)}</text>'
+        for x, y, anchor, text in texts
+    )
+    axes = f'<path d="M{low},20 V{base} H{width - right}" stroke="#888" fill="none"/>'
+    return place, f'<svg width="{width}" height="{height}">{axes}{labels}'.replace("{", "{{") + "{}</svg>"
+
+
+def _pictures(scenes: Scenes, drawn: Sequence[Drawn]) -> str:
+    """The same requests, every method's answers."""
+    columns = [*scenes.controls, *(one.method for one in drawn)]
+    rows = []
+    for i in range(min(_ROWS, scenes.num)):
+        conditions = [maps[i] for maps in scenes.conditions.values()]
+        rows.append((scenes.pictures.text(i), [*conditions, *(one.images[0][i] for one in drawn)]))
+    buffer = io.BytesIO()
+    grid([name[:22] for name in columns], rows).save(buffer, format="PNG")
+    return f'<img alt="pictures" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

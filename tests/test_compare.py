@@ -1,0 +1,150 @@
+"""`jdmctl compare`: its cells, what it trains when, and its report; on random tiny models."""
+
+import json
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from jdmctl.cli import app as cli
+from jdmctl.comparison.cells import Entry, plan
+from jdmctl.errors import BadInputError
+from jdmctl.tinyworld import models
+from jdmctl.tinyworld.source import captioned_folder
+from jdmctl.tinyworld.world import SOURCE_FILE, samples
+
+RECIPE = """
+name: quick
+model: {teacher: tiny, student: tiny}
+controls: [{name: canny, init: dsm}]
+objective: {guidance_scale: 1.5}
+fake_score: {warmup_min_steps: 0, warmup_max_steps: 2, rank: 2}
+training: {num_steps: 2, batch_size: 4, validate_every_steps: 1, preview_every_steps: 2, dsm_warmup_steps: 1}
+data: {source: tiny, num_samples: 8, num_validation_samples: 3}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    Path("quick.yaml").write_text(RECIPE)
+    return "quick.yaml"
+
+
+def entries(*texts: str, **changes: list[str]) -> list[Entry]:
+    return [Entry.parse(text, changes) for text in texts]
+
+
+def test_first_seeds_come_first_and_dsm_before_those_that_use_it(recipe, tmp_path):
+    cells = plan(recipe, [], entries("jdm:2", "dmd-control", "dsm", "nct:3"), tmp_path)
+    names = ["jdm-0", "dsm-0", "nct-0", "dmd-control-0", "jdm-1", "nct-1", "nct-2"]
+    assert [cell.name for cell in cells] == names
+    assert not any(cell.is_done for cell in cells)
+    recipes = {cell.name: cell.recipe for cell in cells}
+    assert recipes["dmd-control-0"].controls[0].teacher_branch == str(tmp_path / "dsm-0" / "controlnet")
+    assert recipes["nct-2"].seed == 2 and recipes["nct-2"].method == "nct"
+    assert recipes["jdm-0"].training.dsm_warmup_steps == 1  # a part of its recipe
+    assert recipes["nct-0"].training.dsm_warmup_steps == recipes["dsm-0"].training.dsm_warmup_steps == 0
+
+
+def test_changes_for_all_and_for_one_method(recipe, tmp_path):
+    asked = entries("jdm", "nct", nct=["training.num_steps=7"])
+    steps = {cell.method: cell.recipe.training for cell in plan(recipe, ["training.batch_size=6"], asked, tmp_path)}
+    assert steps["jdm"].num_steps == 2 and steps["nct"].num_steps == 7
+    assert steps["jdm"].batch_size == steps["nct"].batch_size == 6
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [(["jdm:x"], "METHOD:SEEDS"), (["jmd"], "no method named"), (["implicit"], "needs an ordinary ControlNet")],
+)
+def test_what_cannot_be_planned_is_told(recipe, tmp_path, texts, message):
+    with pytest.raises(BadInputError, match=message):
+        plan(recipe, [], entries(*texts), tmp_path)
+
+
+class Strict(HTMLParser):
+    """Fails on tags that are not closed in order; remembers what a browser would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.fetched, self.counts = [], [], {}
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.fetched += [value for key, value in attributes if key in ("src", "href")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def captioned_world(tiny_world, tmp_path, monkeypatch):
+    """The random world, of 160 pictures of boxes, with a random classifier for a judge."""
+    world, pictures = tmp_path / "boxes-world", tmp_path / "boxes"
+    shutil.copytree(tiny_world, world)
+    pictures.mkdir()
+    rows = []
+    for i in range(160):
+        picture = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(picture).rectangle([i % 20, i % 30, 30 + i % 13, 34 + i % 17], fill=("red", "blue")[i % 2])
+        picture.save(pictures / f"{i}.png")
+        rows.append({"file_name": f"{i}.png", "text": f"a {('red', 'blue')[i % 2]} box number {i}"})
+    (pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (world / SOURCE_FILE).write_text(json.dumps({"folder": str(pictures)}))
+    torch.manual_seed(0)
+    models.classifier(list(captioned_folder(pictures, "train").labels)).save_pretrained(world / "classifier")
+    monkeypatch.setenv("JDMCTL_WORLD", str(world))
+    monkeypatch.setenv("JDMCTL_CACHE", str(tmp_path / "cache"))
+    samples.cache_clear()
+    yield world
+    samples.cache_clear()
+
+
+@pytest.mark.slow
+def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, capfd):
+    """Without a budget the report says what is missing; then cells are trained once, and scores repeat exactly."""
+
+    def compare(*words) -> dict:
+        monkeypatch.setattr(sys, "argv", ["jdmctl", "compare", recipe, *words, "--json", "-o", "out"])
+        with pytest.raises(SystemExit) as left:
+            cli.app()
+        captured = capfd.readouterr()
+        assert not left.value.code, captured.err
+        return json.loads(captured.out.splitlines()[-1])
+
+    words = ["--method", "jdm", "--method", "dsm", "--teacher-steps", "2", "--num", "8"]
+    assert compare(*words, "--budget-minutes", "0")["missing"] == ["jdm-0", "dsm-0"]
+    done = compare(*words)
+    assert done["missing"] == []
+    found = {(row["method"], row["metric"]): row for row in done["rows"]}
+    methods = {method for method, _ in found}
+    assert methods == {
+        "true pictures", "VAE round trip", "student without control", "jdm", "ControlNet plugged in",
+        "ControlNet 2 steps",
+    }  # fmt: skip
+    assert found["true pictures", "canny f1"]["value"] == pytest.approx(1.0)
+    assert found["ControlNet 2 steps", "frechet"]["passes"] == 4
+    assert ("jdm", "canny f1 / ControlNet plugged in") in found
+
+    html = Path("out/report.html").read_text()
+    parser = Strict()
+    parser.feed(html)
+    assert not parser.open
+    assert all(source.startswith("data:image/png;base64,") for source in parser.fetched)
+    assert parser.counts["svg"] == 3 and parser.counts["img"] == 1
+    assert "No cell is missing" in html
+
+    began = Path("out/jdm-0/recipe.yaml").stat().st_mtime_ns
+    again = compare(*words)
+    assert Path("out/jdm-0/recipe.yaml").stat().st_mtime_ns == began
+    assert again["rows"] == done["rows"]
