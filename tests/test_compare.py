@@ -136,6 +136,9 @@ def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, ca
     assert found["ControlNet 2 steps", "frechet"]["passes"] == 4
     assert ("jdm", "canny f1 / ControlNet plugged in") in found
 
+    assert done["costs"]["dsm"]["passes"]["denoiser"] == [1, 1]
+    assert done["costs"]["jdm"]["flops"] > done["costs"]["dsm"]["flops"] > 0
+
     html = Path("out/report.html").read_text()
     parser = Strict()
     parser.feed(html)

@@ -10,35 +10,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
 from jdmctl.build_run import build_run
+from jdmctl.comparison.cost import training_cost
 from jdmctl.recipe_files import load_recipe
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.loop import fit
 from jdmctl.training.plan import Settings, Stage
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.steps.jdm import JDMStep
-
-
-def networks(step: JDMStep) -> dict[str, torch.nn.Module]:
-    """The networks whose passes are counted."""
-    found = {
-        "student": step.student.backbone,
-        "teacher": step.teacher.denoiser.backbone,
-        "fake score": step.fake_score.backbone,
-        "decoder": step.codec.vae.decoder,
-    }
-    for name, branch in step.student.branches.items():
-        found[f"branch {name}"] = branch
-    for name, branch in step.fake_score.branches.items():
-        found[f"fake branch {name}"] = branch
-    return found
 
 
 def stated_minimum(step: JDMStep) -> dict[str, tuple[int, int]]:
@@ -55,31 +39,11 @@ def stated_minimum(step: JDMStep) -> dict[str, tuple[int, int]]:
         "teacher": (guided * (2 if through_teacher else 1), guided * through_teacher),
         "fake score": (k + 1, k),
         "decoder": (1, controls),
+        "encoder": (0, 0),
     }
-    passes |= {f"branch {name}": (k + 1, 1) for name in step.student.branches}
-    passes |= {f"fake branch {name}": (k + 1, k) for name in step.fake_score.branches}
+    passes |= {f"student's {name} branch": (k + 1, 1) for name in step.student.branches}
+    passes |= {f"fake score's {name} branch": (k + 1, k) for name in step.fake_score.branches}
     return passes
-
-
-def count(step: JDMStep, run_once: Callable[[], None]) -> dict[str, tuple[int, int]]:
-    """(forward, backward) passes of each network while `run_once` runs."""
-    forward, backward = Counter(), Counter()
-
-    def after_forward(name: str):
-        def hook(module, inputs, output):
-            forward[name] += 1
-            first = output[0] if isinstance(output, tuple) else output
-            first = first[0] if isinstance(first, (tuple, list)) else getattr(first, "sample", first)
-            if first.requires_grad:
-                first.register_hook(lambda gradient: backward.update([name]))
-
-        return hook
-
-    handles = [module.register_forward_hook(after_forward(name)) for name, module in networks(step).items()]
-    run_once()
-    for handle in handles:
-        handle.remove()
-    return {name: (forward[name], backward[name]) for name in networks(step)}
 
 
 def bare_seconds(step: JDMStep, batch, autocast, repeats: int) -> float:
@@ -141,17 +105,13 @@ def main() -> None:
         step.weights[energy.name] = 1.0
     batch = run.batches.batch("student", 0, 0)
 
-    def one_step() -> None:
-        with accelerator.autocast():
-            for phase in step.phases:
-                for _ in range(phase.repeats):
-                    phase.loss(batch).total.backward()
-
-    one_step()
-    counted, least = count(step, one_step), stated_minimum(step)
+    with accelerator.autocast():
+        cost, least = training_cost(step, batch), stated_minimum(step)
     print(f"{'passes of one step':24}{'forward':>9}{'backward':>10}   stated minimum")
-    for name, passes in counted.items():
+    for name, passes in cost.passes.items():
         print(f"{name:24}{passes[0]:9}{passes[1]:10}   {least[name][0]}, {least[name][1]}")
+
+    print(f"{cost.flops / 1e9:.1f} GFLOP a step, of a batch of {len(batch)}")
 
     moments: list[float] = []
     timed = Stage("cost", step, arguments.steps, "cost", before_step=lambda _: moments.append(time.perf_counter()))
@@ -167,7 +127,7 @@ def main() -> None:
     bare = (before + after) / 2
     print(f"\nwhole step {whole:.3f} s, bare passes {bare:.3f} s (before {before:.3f}, after {after:.3f}): "
           f"ratio {whole / bare:.3f}")  # fmt: skip
-    if counted != least:
+    if cost.passes != least:
         raise SystemExit("the passes differ from the stated minimum")
 
 

@@ -74,6 +74,7 @@ def _run(cells, folder: Path, budget_minutes, device, split, num, teacher_steps,
     import sys
     from dataclasses import asdict
 
+    from jdmctl.comparison.cost import cell_cost
     from jdmctl.comparison.page import page
     from jdmctl.comparison.scoring import score
     from jdmctl.comparison.training import complete, require_same
@@ -86,9 +87,16 @@ def _run(cells, folder: Path, budget_minutes, device, split, num, teacher_steps,
     scenes, drawn, rows = score(cells, split, num, teacher_steps, command, out.note)
     write(folder / "compare.json", rows)
     report = folder / "report.html"
-    write_text(report, page(f"{recipe}: ways of controlling a one-step student", cells, scenes, drawn, rows))
+    costs = {cell.method: cell_cost(cell) for cell in cells if cell.is_done and cell.seed == 0}
+    title = f"{recipe}: ways of controlling a one-step student"
+    write_text(report, page(title, cells, costs, scenes, drawn, rows))
     missing = [cell.name for cell in cells if not cell.is_done]
-    record = {"rows": [asdict(row) for row in rows], "missing": missing, "report": str(report)}
+    record = {
+        "rows": [asdict(row) for row in rows],
+        "costs": {method: asdict(cost) for method, cost in costs.items()},
+        "missing": missing,
+        "report": str(report),
+    }
     out.result(record, f"{table(rows)}\n{report}")
     if missing:
         out.note(f"missing: {', '.join(missing)}; the same command again goes on with them")

@@ -8,6 +8,7 @@ import io
 from collections.abc import Mapping, Sequence
 
 from jdmctl.comparison.cells import Cell
+from jdmctl.comparison.cost import Cost
 from jdmctl.comparison.scoring import Drawn
 from jdmctl.evaluation.results import Row
 from jdmctl.sampling import grid
@@ -26,7 +27,14 @@ img { image-rendering: pixelated; max-width: 100% }
 _ROWS = 6  # of the picture sheet
 
 
-def page(title: str, cells: Sequence[Cell], scenes: Scenes, drawn: Sequence[Drawn], rows: Sequence[Row]) -> str:
+def page(
+    title: str,
+    cells: Sequence[Cell],
+    costs: Mapping[str, Cost],  # by method
+    scenes: Scenes,
+    drawn: Sequence[Drawn],
+    rows: Sequence[Row],
+) -> str:
     """The whole document."""
     values = {(row.method, row.metric): row for row in rows}
     methods = {one.method: one.passes for one in drawn}
@@ -45,7 +53,7 @@ def page(title: str, cells: Sequence[Cell], scenes: Scenes, drawn: Sequence[Draw
         "<h2>Beside what was there before</h2>" if relative else "",
         _table(methods, relative, values) if relative else "",
         "<h2>Training</h2>",
-        _costs(cells),
+        _costs(cells, costs),
         _curves(cells, colors, headline),
         "<h2>Passes, adherence, distance</h2>",
         _scatter(methods, values, headline, colors),
@@ -75,15 +83,22 @@ def _number(row: Row | None) -> str:
     return f"{row.value:.4g}<br><small>{row.low:.4g} to {row.high:.4g}</small>" if row else ""
 
 
-def _costs(cells: Sequence[Cell]) -> str:
-    head = "<th>run</th><th>state</th><th>training, minutes</th><th>updates</th><th>batch</th>"
-    lines = [
-        f"<tr><td>{html.escape(cell.name)}</td><td>{'done' if cell.is_done else 'missing'}</td>"
-        f"<td>{cell.seconds() / 60:.1f}</td><td>{cell.recipe.training.num_steps}</td>"
-        f"<td>{cell.recipe.training.batch_size}</td></tr>"
-        for cell in cells
-    ]
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost]) -> str:
+    head = "".join(
+        f"<th>{name}</th>"
+        for name in ("run", "state", "training, minutes", "updates", "batch", "GFLOP an update", "forward + backward")
+    )
+    lines = []
+    for cell in cells:
+        cost, training = costs.get(cell.method), cell.recipe.training
+        passes = [f"{name} {there} + {back}" for name, (there, back) in cost.passes.items() if there] if cost else []
+        found = (
+            cell.name, "done" if cell.is_done else "missing", f"{cell.seconds() / 60:.1f}", training.num_steps,
+            training.batch_size, f"{cost.flops / 1e9:.0f}" if cost else "", ", ".join(passes),
+        )  # fmt: skip
+        lines.append("<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in found) + "</tr>")
+    note = "<p><small>Minutes include warm-ups; an update is one of the main stage, counted while it ran.</small></p>"
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>{note}"
 
 
 def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> str:
