@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -146,6 +147,14 @@ def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, ca
     assert all(source.startswith("data:image/png;base64,") for source in parser.fetched)
     assert parser.counts["svg"] == 3 and parser.counts["img"] == 1
     assert "No cell is missing" in html
+
+    if browser := shutil.which("chromium") or shutil.which("google-chrome"):
+        seen = Path("seen.png").resolve()
+        subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={seen}", "--window-size=1200,900",
+             Path("out/report.html").resolve().as_uri()], check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        assert len(Image.open(seen).convert("RGB").getcolors(10**6)) > 50
 
     began = Path("out/jdm-0/recipe.yaml").stat().st_mtime_ns
     again = compare(*words)

@@ -16,7 +16,7 @@ from jdmctl.tinyworld.score import Scenes
 
 _COLORS = ("#1f4e9c", "#c2571a", "#2c7a3f", "#8a2f8a", "#7a6a1f", "#1f7a7a", "#444444", "#b02a4a")
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1500px; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 13px; display: block; overflow-x: auto }
 th, td { padding: 3px 8px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
@@ -41,7 +41,8 @@ def page(
     own = list(dict.fromkeys(row.metric for row in rows if " / " not in row.metric and "gap closed" not in row.metric))
     relative = list(dict.fromkeys(row.metric for row in rows if row.metric not in own))
     headline = own[0]
-    colors = {method: _COLORS[number % len(_COLORS)] for number, method in enumerate(methods)}
+    shown = dict.fromkeys([*methods, *(cell.method for cell in cells)])
+    colors = {method: _COLORS[number % len(_COLORS)] for number, method in enumerate(shown)}
     missing = [cell.name for cell in cells if not cell.is_done]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -110,7 +111,7 @@ def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> 
     place, frame = _frame([p for _, points in lines for p in points], "minutes of training", f"{headline} (val)")
     drawn = []
     for cell, points in lines:
-        color = colors.get(cell.method, "#000000")
+        color = colors[cell.method]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         x, y = place(*points[-1])
         drawn.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{path}"/>')
@@ -127,7 +128,7 @@ def _scatter(
         points = {
             method: (float(passes) if metric is None else values[method, metric].value, values[method, headline].value)
             for method, passes in methods.items()
-            if (method, headline) in values and (metric is None or (method, metric) in values)
+            if passes  # drawn by a network
         }
         place, frame = _frame(list(points.values()), title, headline)
         drawn = []
@@ -176,5 +177,5 @@ def _pictures(scenes: Scenes, drawn: Sequence[Drawn]) -> str:
         conditions = [maps[i] for maps in scenes.conditions.values()]
         rows.append((scenes.pictures.text(i), [*conditions, *(one.images[0][i] for one in drawn)]))
     buffer = io.BytesIO()
-    grid([name[:22] for name in columns], rows).save(buffer, format="PNG")
+    grid([name[:19] for name in columns], rows).save(buffer, format="PNG")
     return f'<img alt="pictures" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
