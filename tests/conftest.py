@@ -1,6 +1,7 @@
 """Fixtures that several tests share. Nothing here needs the network or trained weights."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -44,3 +45,11 @@ def in_tiny_world(tiny_world, tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("JDMCTL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def fresh_precision():
+    """Accelerate keeps the first precision for a process's life; each test is to be as in a new process."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
