@@ -59,6 +59,15 @@ def test_changes_for_all_and_for_one_method(recipe, tmp_path):
     assert steps["jdm"].batch_size == steps["nct"].batch_size == 6
 
 
+def test_a_given_controlnet_is_used(recipe, tmp_path):
+    key = "controls.canny.teacher_branch"
+    (cell,) = plan(recipe, [], entries("implicit", implicit=[f"{key}=given"]), tmp_path)
+    assert cell.recipe.controls[0].teacher_branch == "given"
+    Path(recipe).write_text(RECIPE.replace("init: dsm}", "init: dsm, teacher_branch: written}"))
+    (cell,) = plan(recipe, [], entries("implicit"), tmp_path)
+    assert cell.recipe.controls[0].teacher_branch == "written"
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [(["jdm:x"], "METHOD:SEEDS"), (["jmd"], "no method named"), (["implicit"], "needs an ordinary ControlNet")],

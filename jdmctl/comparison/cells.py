@@ -46,16 +46,15 @@ class Cell:
 
     @property
     def is_done(self) -> bool:
-        products = ["controlnet"] if len(self.recipe.controls) == 1 else [
-            f"controlnet-{control.name}" for control in self.recipe.controls
-        ]  # fmt: skip
-        return all((self.folder / product).is_dir() for product in products)
+        return all(branch.is_dir() for branch in self.branches().values())
 
     def branches(self) -> dict[str, Path]:
-        """Control -> the ControlNet that it left."""
-        single = self.folder / "controlnet"
-        names = [control.name for control in self.recipe.controls]
-        return {name: single if len(names) == 1 else self.folder / f"controlnet-{name}" for name in names}
+        """Control -> the ControlNet that it leaves."""
+        return {name: self.folder / product for name, product in _products(self.control_names).items()}
+
+    @property
+    def control_names(self) -> list[str]:
+        return [control.name for control in self.recipe.controls]
 
     def seconds(self) -> float:
         """Wall time of its training so far, warm-ups included."""
@@ -79,29 +78,34 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
         BadInputError: such a method is there, and neither `dsm` nor a ControlNet in the recipe.
         RecipeError: a recipe is not valid.
     """
-    names = [control["name"] for control in read_values(recipe).get("controls", []) if "name" in control]
+    controls = [control for control in read_values(recipe).get("controls", []) if "name" in control]
+    names = [control["name"] for control in controls]
+    settled = [f"controls.{control['name']}.teacher_branch" for control in controls if control.get("teacher_branch")]
     methods = [entry.method for entry in entries]
     cells = []
     for entry in sorted(entries, key=lambda entry: entry.method in AWARE_TEACHERS):
-        given = [change.partition("=")[0] for change in (*overrides, *entry.changes)]
+        given = [*settled, *(change.partition("=")[0] for change in (*overrides, *entry.changes))]
         own = [f"method={entry.method}", f"name={entry.method}"]
-        if entry.method != "jdm":  # only JDM's own recipe has its branch's warm-up in it
-            own += _plain_start(recipe, names) if entry.method in ("dsm", "nct") else []
+        if entry.method in ("dsm", "nct"):  # a branch's warm-up belongs to JDM's recipe
+            own += _plain_start(recipe, names)
         if entry.method in AWARE_TEACHERS:
-            for name in names:
-                if f"controls.{name}.teacher_branch" in given:
-                    continue
-                if "dsm" not in methods:
-                    raise BadInputError(
-                        f"{entry.method} needs an ordinary ControlNet for {name}",
-                        hint=f"add --method dsm, or --set {entry.method}:controls.{name}.teacher_branch=FOLDER",
-                    )
-                product = "controlnet" if len(names) == 1 else f"controlnet-{name}"
-                own.append(f"controls.{name}.teacher_branch={(folder / 'dsm-0' / product).resolve()}")
+            wanted = {f"controls.{name}.teacher_branch": product for name, product in _products(names).items()}
+            missing = {key: product for key, product in wanted.items() if key not in given}
+            if missing and "dsm" not in methods:
+                raise BadInputError(
+                    f"{entry.method} needs an ordinary ControlNet",
+                    hint=f"add --method dsm, or --set {entry.method}:{min(missing)}=FOLDER",
+                )
+            own += [f"{key}={(folder / 'dsm-0' / product).resolve()}" for key, product in missing.items()]
         for seed in range(entry.num_seeds):
             changes = [*overrides, *own, f"seed={seed}", *entry.changes]
             cells.append(Cell(entry.method, seed, load_recipe(recipe, changes), folder / f"{entry.method}-{seed}"))
     return sorted(cells, key=lambda cell: cell.seed)  # stable: methods stay in order
+
+
+def _products(names: Sequence[str]) -> dict[str, str]:
+    """Control -> the folder of its branch within a run."""
+    return {name: "controlnet" if len(names) == 1 else f"controlnet-{name}" for name in names}
 
 
 def _plain_start(recipe: str, names: Sequence[str]) -> list[str]:
