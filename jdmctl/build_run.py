@@ -182,11 +182,9 @@ def _validation(
 
 
 def _products(recipe: Recipe, family: Any) -> dict[str, Callable[[Path], None]]:
-    """Folder -> what writes it: controlnet, or controlnet-canny and so on if there are several."""
-    names = [control.name for control in recipe.controls]
-    folders = {"controlnet" if len(names) == 1 else f"controlnet-{name}": name for name in names}
+    """Folder within the run -> what writes it."""
     products: dict[str, Callable[[Path], None]] = {
-        folder: functools.partial(family.save_control_branch, name) for folder, name in folders.items()
+        folder: functools.partial(family.save_control_branch, name) for name, folder in recipe.branch_folders.items()
     }
     if recipe.training.student_lora_rank:
         products["student_lora"] = family.save_student_lora

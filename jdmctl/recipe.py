@@ -169,3 +169,9 @@ class Recipe(Section):
         if self.method in ("nct", "dsm") and self.training.student_lora_rank:
             raise ValueError(f"method: {self.method} trains control branches alone: student_lora_rank must be 0")
         return self
+
+    @property
+    def branch_folders(self) -> dict[str, str]:
+        """Control -> its branch within the run folder: controlnet, or controlnet-canny and so on if several."""
+        names = [control.name for control in self.controls]
+        return {name: "controlnet" if len(names) == 1 else f"controlnet-{name}" for name in names}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
+
+if TYPE_CHECKING:
+    from jdmctl.comparison.cells import Cell
 
 
 def compare(
@@ -69,7 +72,17 @@ def compare(
             _run(cells, folder, budget_minutes, device, split, num, steps, recipe, out)
 
 
-def _run(cells, folder: Path, budget_minutes, device, split, num, teacher_steps, recipe: str, out: Output) -> None:
+def _run(
+    cells: list[Cell],
+    folder: Path,
+    budget_minutes: float,
+    device: str,
+    split: str,
+    num: int,
+    teacher_steps: list[int],
+    recipe: str,
+    out: Output,
+) -> None:
     import shlex
     import sys
     from dataclasses import asdict

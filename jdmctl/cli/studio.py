@@ -57,8 +57,7 @@ class Studio:
             for control in recipe.controls:
                 if control.name in branches:
                     raise BadInputError(f"{folder} and another run both have {control.name}", hint=_ONE_STUDENT)
-                own = "controlnet" if len(recipe.controls) == 1 else f"controlnet-{control.name}"
-                branches[control.name] = _finished(folder, own)
+                branches[control.name] = _finished(folder, recipe.branch_folders[control.name])
                 options[control.name] = control.options
             controls |= build_controls(recipe, device)
         adapted = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.training.student_lora_rank]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jdmctl.errors import BadInputError
 from jdmctl.recipe import AWARE_TEACHERS, METHODS, Recipe
-from jdmctl.recipe_files import load_recipe, read_values
+from jdmctl.recipe_files import load_recipe
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,7 @@ class Cell:
 
     def branches(self) -> dict[str, Path]:
         """Control -> the ControlNet that it leaves."""
-        return {name: self.folder / product for name, product in _products(self.control_names).items()}
-
-    @property
-    def control_names(self) -> list[str]:
-        return [control.name for control in self.recipe.controls]
+        return {name: self.folder / own for name, own in self.recipe.branch_folders.items()}
 
     def seconds(self) -> float:
         """Wall time of its training so far, warm-ups included."""
@@ -78,18 +74,17 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
         BadInputError: such a method is there, and neither `dsm` nor a ControlNet in the recipe.
         RecipeError: a recipe is not valid.
     """
-    controls = [control for control in read_values(recipe).get("controls", []) if "name" in control]
-    names = [control["name"] for control in controls]
-    settled = [f"controls.{control['name']}.teacher_branch" for control in controls if control.get("teacher_branch")]
+    common = load_recipe(recipe, overrides)
+    settled = [f"controls.{control.name}.teacher_branch" for control in common.controls if control.teacher_branch]
     methods = [entry.method for entry in entries]
     cells = []
     for entry in sorted(entries, key=lambda entry: entry.method in AWARE_TEACHERS):
-        given = [*settled, *(change.partition("=")[0] for change in (*overrides, *entry.changes))]
+        given = [*settled, *(change.partition("=")[0] for change in entry.changes)]
         own = [f"method={entry.method}", f"name={entry.method}"]
         if entry.method in ("dsm", "nct"):  # a branch's warm-up belongs to JDM's recipe
-            own += _plain_start(recipe, names)
+            own += _plain_start(common)
         if entry.method in AWARE_TEACHERS:
-            wanted = {f"controls.{name}.teacher_branch": product for name, product in _products(names).items()}
+            wanted = {f"controls.{name}.teacher_branch": product for name, product in common.branch_folders.items()}
             missing = {key: product for key, product in wanted.items() if key not in given}
             if missing and "dsm" not in methods:
                 raise BadInputError(
@@ -103,16 +98,12 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
     return sorted(cells, key=lambda cell: cell.seed)  # stable: methods stay in order
 
 
-def _products(names: Sequence[str]) -> dict[str, str]:
-    """Control -> the folder of its branch within a run."""
-    return {name: "controlnet" if len(names) == 1 else f"controlnet-{name}" for name in names}
-
-
-def _plain_start(recipe: str, names: Sequence[str]) -> list[str]:
+def _plain_start(common: Recipe) -> list[str]:
     """Overrides that take a recipe's denoising warm-up out."""
-    if not read_values(recipe).get("training", {}).get("dsm_warmup_steps"):
+    if not common.training.dsm_warmup_steps:
         return []
-    return ["training.dsm_warmup_steps=0", *(f"controls.{name}.init=student" for name in names)]
+    warmed = [control.name for control in common.controls if control.init == "dsm"]
+    return ["training.dsm_warmup_steps=0", *(f"controls.{name}.init=student" for name in warmed)]
 
 
 def _stages(folder: Path) -> dict[str, tuple[float, list[tuple[float, float]]]]:

@@ -20,7 +20,7 @@ from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.make import REPORT_FILE
-from jdmctl.tinyworld.score import NO_CONTROL, ROUND_TRIP, TRUE, Scenes, controlnet_folder
+from jdmctl.tinyworld.score import NO_CONTROL, ROUND_TRIP, TRUE, Scenes
 from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.world import samples, world_folder, world_name
 
@@ -58,13 +58,16 @@ def score_runs(
     controls = {name: control for recipe in recipes for name, control in build_controls(recipe, "cpu").items()}
     scenes = make_scenes(controls, split, num)
     drawn = []
-    together = [runs] if compose else [[run] for run in runs]
-    seeds = [recipe.seed for recipe in (recipes[:1] if compose else recipes)]
-    for group, seed in zip(together, seeds, strict=True):
-        say(f"drawing {scenes.num} pictures of {' + '.join(map(str, group))}")
-        names = zip(group, asked, strict=True) if compose else [(group[0], asked[0])]
-        branches = {name: controlnet_folder(run, name) for run, own in names for name in own}
-        drawn.append(scenes.draw(with_branches(first, branches), seed))
+    branches = [
+        {name: run / folder for name, folder in recipe.branch_folders.items()}
+        for run, recipe in zip(runs, recipes, strict=True)
+    ]
+    if compose:
+        branches = [dict(itertools.chain(*(own.items() for own in branches)))]
+    seeds = [recipe.seed for recipe in recipes][: len(branches)]
+    for folders, seed in zip(branches, seeds, strict=True):
+        say(f"drawing {scenes.num} pictures with {' + '.join(map(str, folders.values()))}")
+        drawn.append(scenes.draw(with_branches(first, folders), seed))
     marks = scenes.marks(drawn)
     method = first.method + " composed" if compose else first.method
     rows = scenes.rows(method, 1, marks, seeds, command)

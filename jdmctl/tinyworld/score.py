@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -195,9 +194,3 @@ def _open_entropy(shown: Classes, stated: Classes, true: Classes) -> Statistic |
         return sum(ratios) / len(ratios)
 
     return statistic if varied else None
-
-
-def controlnet_folder(run: Path, control: str) -> Path:
-    """Where a run left the branch of one of its controls."""
-    single = run / "controlnet"
-    return single if single.exists() else run / f"controlnet-{control}"
