@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,6 +59,29 @@ def build_family(model: Model, device: torch.device | str) -> Any:
     )
 
 
+def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
+    """The teacher and the student that a run starts with: a new student starts as its teacher."""
+    model = recipe.model
+    if recipe.method == "redistill":
+        model = model.model_copy(update={"student": resolve(model.teacher, "teacher")})
+    return build_family(model, device)
+
+
+def build_trained(
+    recipe: Recipe, run: Path | None, branches: Mapping[str, str | Path], device: torch.device | str = "cpu"
+) -> Any:
+    """The teacher, and the student that a run leaves (None: as it was before any), with these branches on it."""
+    model, own = recipe.model, recipe.student_folder if run else ""
+    if run and own == "student":
+        model = model.model_copy(update={"student": str(run / own)})
+    family = build_family(model, device)
+    for name, folder in branches.items():
+        family.add_control_branch(name, resolve(str(folder), name)).eval().requires_grad_(False)
+    if run and own == "student_lora":
+        family.load_student_lora(run / own)
+    return family
+
+
 def build_controls(recipe: Recipe, device: torch.device | str) -> dict[str, Control]:
     """The controls of a recipe by name, on a device."""
     return {
@@ -96,6 +120,8 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
     for control in recipe.controls:
         is_new = control.init in ("student", "dsm")
         source = "student" if is_new else resolve(control.init, f"controlnet_{control.name}")
+        if recipe.method == "redistill" and is_new:
+            source = resolve(control.teacher_branch, f"controlnet_{control.name}")
         if recipe.method == "dsm":  # an ordinary ControlNet is the teacher's, and lent to the student
             family.student.branches[control.name] = family.add_control_branch(control.name, source, family.teacher)
         else:
@@ -105,11 +131,13 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
             family.add_control_branch(control.name, given, family.teacher).eval().requires_grad_(False)
     if recipe.training.student_lora_rank:
         family.add_student_lora(recipe.training.student_lora_rank)
+    if recipe.method == "redistill":
+        family.student.backbone.train().requires_grad_(True)
 
 
 def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, int]:
     """What a run would hold and train, without its data."""
-    family = build_family(recipe.model, device)
+    family = build_roles(recipe, device)
     prepare_student(recipe, family)
     trained = {"student": family.student.trainable(), "fake_score": ()}
     if recipe.method == "jdm" or recipe.method in AWARE_TEACHERS:
@@ -153,11 +181,15 @@ def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control])
     """The JDM step of a recipe, with a fake score of its own; with an aware teacher it has no energies."""
     objective, settings = recipe.objective, recipe.fake_score
     is_aware = recipe.method in AWARE_TEACHERS
-    form = "conditional" if recipe.method == "dmd-control" else objective.form
+    form = "conditional" if recipe.method in ("dmd-control", "redistill") else objective.form
     teacher = (
         ControlGuided(family.teacher, objective.implicit_weight) if recipe.method == "implicit" else family.teacher
     )
-    seen = list(controls) if form == "conditional" else []
+    seen = {
+        control.name: resolve(control.teacher_branch, f"controlnet_{control.name}") if is_aware else "student"
+        for control in recipe.controls
+        if form == "conditional"
+    }
     fake_score = family.make_fake_score(settings.trainable, settings.rank, controls=seen)
 
     @functools.cache

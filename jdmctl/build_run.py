@@ -14,9 +14,9 @@ from accelerate import Accelerator
 from jdmctl.build import (
     build_controls,
     build_dsm_step,
-    build_family,
     build_jdm_step,
     build_nct_step,
+    build_roles,
     build_samples,
     prepare_student,
 )
@@ -51,7 +51,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
             hint=f"make it a multiple of {processes * pieces}",
         )
     controls = build_controls(recipe, device)
-    family = build_family(recipe.model, device)
+    family = build_roles(recipe, device)
     train_samples, val_samples = build_samples(recipe, family, controls, device)
     prepare_student(recipe, family)
     batches = Batches(
@@ -186,6 +186,7 @@ def _products(recipe: Recipe, family: Any) -> dict[str, Callable[[Path], None]]:
     products: dict[str, Callable[[Path], None]] = {
         folder: functools.partial(family.save_control_branch, name) for name, folder in recipe.branch_folders.items()
     }
-    if recipe.training.student_lora_rank:
-        products["student_lora"] = family.save_student_lora
+    if recipe.student_folder:
+        save = family.save_student if recipe.method == "redistill" else family.save_student_lora
+        products[recipe.student_folder] = save
     return products

@@ -23,8 +23,8 @@ from pydantic import (
 from jdmctl.controls.base import control_names
 from jdmctl.families import FAMILIES
 
-METHODS = ("jdm", "nct", "dsm", "dmd-control", "implicit")
-AWARE_TEACHERS = ("dmd-control", "implicit")  # methods whose teacher has control branches
+METHODS = ("jdm", "nct", "dsm", "dmd-control", "implicit", "redistill")
+AWARE_TEACHERS = ("dmd-control", "implicit", "redistill")  # methods whose teacher has control branches
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -136,7 +136,8 @@ class Recipe(Section):
     method: Literal[METHODS] = Field(  # type: ignore[valid-type]
         "jdm",
         description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher; distribution matching "
-        "with a teacher that has such a ControlNet; JDM whose energy is what that ControlNet knows",
+        "with a teacher that has such a ControlNet; JDM whose energy is what that ControlNet knows; a new student "
+        "distilled from a teacher that has it",
     )
     model: Model
     controls: tuple[Control, ...] = Field(min_length=1)
@@ -166,8 +167,15 @@ class Recipe(Section):
             raise ValueError("method: dsm trains the branch by it throughout: leave out init: dsm")
         if self.method in AWARE_TEACHERS and not all(control.teacher_branch for control in self.controls):
             raise ValueError(f"method: {self.method} needs each control's teacher_branch, a ControlNet on the teacher")
+        if self.method == "redistill" and self.data.source == "prompts":
+            raise ValueError("method: redistill has no one-step student yet, so data.source prompts draws no pictures")
         if self.method in ("nct", "dsm") and self.training.student_lora_rank:
             raise ValueError(f"method: {self.method} trains control branches alone: student_lora_rank must be 0")
+        if self.method == "redistill" and (self.training.student_lora_rank or wants_dsm):
+            raise ValueError(
+                "method: redistill trains all of a new student, branches from teacher_branch: leave out "
+                "student_lora_rank and init: dsm"
+            )
         return self
 
     @property
@@ -175,3 +183,10 @@ class Recipe(Section):
         """Control -> its branch within the run folder: controlnet, or controlnet-canny and so on if several."""
         names = [control.name for control in self.controls]
         return {name: "controlnet" if len(names) == 1 else f"controlnet-{name}" for name in names}
+
+    @property
+    def student_folder(self) -> str:
+        """What a run leaves of the student itself: a new one, its LoRA, or nothing where it stays frozen."""
+        if self.method == "redistill":
+            return "student"
+        return "student_lora" if self.training.student_lora_rank else ""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -145,8 +145,8 @@ def test_other_methods_leave_the_same_kind_of_branch(in_tiny_world, photos, add_
     assert [r["step"] for r in metrics(Path("run")) if r["event"] == "validation"] == [0, 2, 4]
 
 
-@pytest.mark.parametrize("method", ["dmd-control", "implicit"])
-def test_methods_whose_teacher_sees_the_control(in_tiny_world, photos, add_control, method):
+@pytest.mark.parametrize("method", ["dmd-control", "implicit", "redistill"])
+def test_methods_whose_teacher_sees_the_control(in_tiny_world, tiny_world, photos, add_control, method):
     """They use what --method dsm left, and leave it as it was."""
     words = ["--student", "tiny", "--teacher", "tiny", "--control", "canny", "--data", photos, *SET]
     add_control(*words, "--method", "dsm", "-o", "ordinary")
@@ -161,6 +161,12 @@ def test_methods_whose_teacher_sees_the_control(in_tiny_world, photos, add_contr
     assert all(torch.equal(before[name], after[name]) for name in before)
     steps = [r for r in metrics(Path("run")) if r["event"] == "step" and r["stage"] == "training"]
     assert "fidelity_norm" in steps[0] and "canny_energy" not in steps[0]
+    if method == "redistill":  # a student of its own, which plain diffusers draws with in one step
+        pipeline = StableDiffusionControlNetPipeline.from_pretrained("run/student", controlnet=branch)
+        unet = dict(pipeline.unet.named_parameters())
+        assert pipeline.scheduler.__class__.__name__ == "LCMScheduler"
+        teacher = UNet2DConditionModel.from_pretrained(tiny_world / "teacher", subfolder="unet")
+        assert any(not torch.equal(unet[name], value) for name, value in teacher.named_parameters())
 
 
 def test_a_method_says_what_it_needs(in_tiny_world):

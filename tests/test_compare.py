@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from jdmctl.cli import app as cli
 from jdmctl.comparison.cells import Entry, plan
+from jdmctl.comparison.history import History
 from jdmctl.errors import BadInputError
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.source import captioned_folder
@@ -54,7 +55,7 @@ def test_first_seeds_come_first_and_dsm_before_those_that_use_it(recipe, tmp_pat
 
 def test_changes_for_all_and_for_one_method(recipe, tmp_path):
     asked = entries("jdm", "nct", nct=["training.num_steps=7"])
-    steps = {cell.method: cell.recipe.training for cell in plan(recipe, ["training.batch_size=6"], asked, tmp_path)}
+    steps = {cell.label: cell.recipe.training for cell in plan(recipe, ["training.batch_size=6"], asked, tmp_path)}
     assert steps["jdm"].num_steps == 2 and steps["nct"].num_steps == 7
     assert steps["jdm"].batch_size == steps["nct"].batch_size == 6
 
@@ -68,9 +69,54 @@ def test_a_given_controlnet_is_used(recipe, tmp_path):
     assert cell.recipe.controls[0].teacher_branch == "written"
 
 
+def test_variants_of_a_method_are_cells_of_their_own(recipe, tmp_path):
+    asked = entries("jdm", "jdm@kl:2", **{"jdm@kl": ["objective.weight=kl"]})
+    cells = {cell.name: cell.recipe for cell in plan(recipe, ["seed=5"], asked, tmp_path)}
+    assert list(cells) == ["jdm-0", "jdm@kl-0", "jdm@kl-1"]
+    assert [recipe.seed for recipe in cells.values()] == [5, 5, 6]
+    assert [recipe.objective.weight for recipe in cells.values()] == ["normalized", "kl", "kl"]
+
+
+def test_an_ordinary_controlnet_that_is_given_needs_no_training(recipe, tmp_path):
+    (tmp_path / "mine").mkdir()
+    asked = entries("dsm", "redistill", dsm=[f"controls.canny.teacher_branch={tmp_path / 'mine'}"])
+    given, other = plan(recipe, [], asked, tmp_path)
+    assert given.is_given and given.is_done and given.branches() == {"canny": tmp_path / "mine"}
+    assert not other.is_given
+    assert other.recipe.controls[0].teacher_branch == str(tmp_path / "mine")
+
+
+def test_the_history_of_a_run_that_was_resumed(tmp_path):
+    """Records that were written again count once; a stage's validations lie on the clock of the whole run."""
+
+    def step(stage, number, seconds):
+        return {"event": "step", "stage": stage, "step": number, "seconds": seconds, "memory_bytes": 7 * number}
+
+    def validation(stage, number, score):
+        return {"event": "validation", "stage": stage, "step": number, "adherence": {"canny f1": score}}
+
+    records = [
+        step("warmup", 10, 4.0), validation("training", 0, 0.1), step("training", 10, 5.0),
+        validation("training", 10, 0.5), step("training", 20, 6.0), step("training", 20, 8.0),
+        validation("training", 20, 0.8),
+    ]  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    history = History.of(tmp_path)
+    assert history.seconds == 4 + 5 + 8 and history.memory_bytes == 140
+    assert history.curve == ((4.0, 0.1), (9.0, 0.5), (17.0, 0.8))
+    assert history.seconds_to(0.4, higher_is_better=True) == 9
+    assert history.seconds_to(0.4, higher_is_better=False) == 4
+    assert history.seconds_to(0.9, higher_is_better=True) is None
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
-    [(["jdm:x"], "METHOD:SEEDS"), (["jmd"], "no method named"), (["implicit"], "needs an ordinary ControlNet")],
+    [
+        (["jdm:x"], "METHOD:SEEDS"),
+        (["jdm@a b"], "METHOD@VARIANT"),
+        (["jmd"], "no method named"),
+        (["implicit"], "needs an ordinary ControlNet"),
+    ],
 )
 def test_what_cannot_be_planned_is_told(recipe, tmp_path, texts, message):
     with pytest.raises(BadInputError, match=message):
@@ -154,7 +200,7 @@ def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, ca
     parser.feed(html)
     assert not parser.open
     assert all(source.startswith("data:image/png;base64,") for source in parser.fetched)
-    assert parser.counts["svg"] == 3 and parser.counts["img"] == 1
+    assert parser.counts["svg"] >= 6 and parser.counts["img"] == 1
     assert "No cell is missing" in html
 
     if browser := shutil.which("chromium") or shutil.which("google-chrome"):

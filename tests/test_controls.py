@@ -187,14 +187,14 @@ def test_agreement_of_a_hand_made_pair():
     """Requested: a column of 8 pixels. Found: the column beside it, its upper half, and 4 pixels afar.
 
     4 of 8 found pixels are near requested ones: precision 1/2. The found half reaches one pixel
-    further down: recall 5/8. f1 = 2 (1/2) (5/8) / (1/2 + 5/8) = 5/9.
+    further down: recall 5/8. f1 = 2 (1/2) (5/8) / (1/2 + 5/8) = 5/9. No pixel is in both: l1 = 16 / 64.
     """
     requested, found = torch.zeros(2, 1, 1, 8, 8, dtype=torch.bool)
     requested[..., :, 2] = True
     found[..., :4, 3] = True
     found[..., :4, 6] = True
     agreement = edge_agreement(found, requested)
-    expected = {"precision": 1 / 2, "recall": 5 / 8, "f1": 5 / 9}
+    expected = {"precision": 1 / 2, "recall": 5 / 8, "f1": 5 / 9, "l1": 1 / 4}
     assert {name: value.item() for name, value in agreement.items()} == pytest.approx(expected)
 
 

@@ -230,7 +230,7 @@ ROW = results.Row(
     high=0.0123,
     seeds=[0, 1, 2],
     n=500,
-    command="jdmctl world score runs/depth",
+    command="jdmctl eval runs/depth",
 )
 
 
@@ -242,10 +242,19 @@ def test_results_round_trip_and_merge(tmp_path):
     assert results.read(path) == [ROW, other]
     assert set(json.loads(path.read_text())[0]) == {
         *("world", "control", "method", "passes", "metric"),
-        *("value", "low", "high", "seeds", "n", "command"),
+        *("value", "low", "high", "seeds", "n", "command", "setup"),
     }
     better, new = replace(ROW, value=0.0105), replace(ROW, passes=50, method="controlnet")
     assert results.merge([ROW, other], [better, new]) == [better, other, new]
+
+
+def test_numbers_of_different_setups_do_not_meet_in_one_file():
+    """A new row of the same metric needs the same setup, whatever its method; another metric does not."""
+    old = replace(ROW, setup="features a")
+    with pytest.raises(BadInputError, match="features a.*features b"):
+        results.merge([old], [replace(ROW, method="nct", setup="features b")])
+    assert len(results.merge([old], [replace(ROW, metric="frechet", setup="features b")])) == 2
+    assert results.merge([old], [replace(ROW, setup="features b")])[0].setup == "features b"  # replaced
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_full_fake_score_is_a_separate_copy(family):
 
 def test_conditional_fake_score_has_its_own_branch(family):
     family.add_control_branch("canny")
-    fake = family.make_fake_score("lora", controls=["canny"])
+    fake = family.make_fake_score("lora", controls={"canny": "student"})
     assert fake.branches["canny"] is not family.student.branches["canny"]
 
 

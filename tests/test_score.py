@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, Drawing, Scenes
 from jdmctl.controls.base import load_control
 from jdmctl.tinyworld.judge import Judge
-from jdmctl.tinyworld.score import NO_CONTROL, ROUND_TRIP, Scenes
 from jdmctl.tinyworld.source import captioned_folder, scenes
 
 
@@ -49,13 +49,17 @@ def asked(tmp_path_factory):
     return Scenes.make("tiny", pictures, 40, {"canny": load_control("canny")}, IdealJudge(pictures), pictures, pictures)
 
 
+def marks(asked, *images):
+    return asked.marks([Drawing(each) for each in images])
+
+
 def by_metric(rows):
     return {row.metric: row for row in rows}
 
 
 def test_true_pictures_score_the_ideal_value(asked):
     """F1 1, every stated attribute shown, entropy that of the scenes, no distance to themselves."""
-    found = by_metric(asked.rows("true pictures", 0, asked.marks([asked.true_images()]), [0], "a command"))
+    found = by_metric(asked.rows("true pictures", 0, marks(asked, asked.true_images()), [0], "a command"))
     for metric in ("canny f1", "shape accuracy", "color accuracy", "floor accuracy", "open entropy"):
         assert found[metric].value == pytest.approx(1.0), metric
     assert found["frechet"].value == pytest.approx(0.0, abs=1e-9)
@@ -65,7 +69,7 @@ def test_true_pictures_score_the_ideal_value(asked):
 
 def test_damaged_pictures_score_worse(asked):
     blurred = torch.nn.functional.avg_pool2d(asked.true_images(), 5, stride=1, padding=2)
-    found = by_metric(asked.rows("blurred", 1, asked.marks([blurred]), [0], "a command"))
+    found = by_metric(asked.rows("blurred", 1, marks(asked, blurred), [0], "a command"))
     assert found["canny f1"].value < 0.8
     assert found["color accuracy"].value < 0.5  # the judge knows none of them: always class 0
     assert found["open entropy"].value == pytest.approx(0.0)
@@ -76,9 +80,9 @@ def test_a_value_is_the_mean_over_seeds_and_its_interval_holds_each(asked):
     true = asked.true_images()
     blurred = torch.nn.functional.avg_pool2d(true, 5, stride=1, padding=2)
     each = [
-        by_metric(asked.rows("one", 1, asked.marks([images]), [0], ""))["canny f1"].value for images in (true, blurred)
+        by_metric(asked.rows("one", 1, marks(asked, images), [0], ""))["canny f1"].value for images in (true, blurred)
     ]
-    both = by_metric(asked.rows("both", 1, asked.marks([true, blurred]), [0, 1], ""))["canny f1"]
+    both = by_metric(asked.rows("both", 1, marks(asked, true, blurred), [0, 1], ""))["canny f1"]
     assert both.value == pytest.approx(sum(each) / 2)
     assert both.low <= min(each) and both.high >= max(each)
     assert both.seeds == [0, 1]
@@ -88,7 +92,7 @@ def test_unstated_attributes_do_not_count_as_wrong(asked):
     """With nothing stated there is no accuracy at all, and all variety is open."""
     silent = dataclasses.replace(asked.pictures, stated=torch.zeros_like(asked.pictures.stated))
     asked = dataclasses.replace(asked, pictures=silent)
-    found = by_metric(asked.rows("t", 0, asked.marks([asked.true_images()]), [0], ""))
+    found = by_metric(asked.rows("t", 0, marks(asked, asked.true_images()), [0], ""))
     assert not [metric for metric in found if metric.endswith("accuracy")]
     assert found["open entropy"].value == pytest.approx(1.0)
 
@@ -97,11 +101,11 @@ def test_comparisons_are_ideal_at_the_ceiling_and_nothing_at_the_floor(asked):
     """Half of the pictures true and half as without control: about half of the gap is closed, exactly per scene."""
     true = asked.true_images()
     blurred = torch.nn.functional.avg_pool2d(true, 5, stride=1, padding=2)
-    baselines = {ROUND_TRIP: asked.marks([true]), NO_CONTROL: asked.marks([blurred])}
+    baselines = {ROUND_TRIP: marks(asked, true), NO_CONTROL: marks(asked, blurred)}
     everything = torch.arange(asked.num)
 
     def compared(images):
-        found = asked.compared(asked.marks([images]), baselines)
+        found = asked.compared(marks(asked, images), baselines)
         return {metric: each[0](everything) for metric, each in found.items()}
 
     at_ceiling, at_floor = compared(true), compared(blurred)
@@ -109,9 +113,9 @@ def test_comparisons_are_ideal_at_the_ceiling_and_nothing_at_the_floor(asked):
     assert at_ceiling[f"frechet / {NO_CONTROL}"] == pytest.approx(0.0, abs=1e-6)
     assert at_floor["canny f1 gap closed"] == pytest.approx(0.0)
     assert at_floor[f"canny f1 / {NO_CONTROL}"] == pytest.approx(1.0)
-    f1 = asked.marks([true])["canny f1"][0](everything), asked.marks([blurred])["canny f1"][0](everything)
+    f1 = marks(asked, true)["canny f1"][0](everything), marks(asked, blurred)["canny f1"][0](everything)
     half = compared(torch.cat([true[:20], blurred[20:]]))["canny f1 gap closed"]
-    blurred_first = asked.marks([blurred])["canny f1"][0](everything[:20])
+    blurred_first = marks(asked, blurred)["canny f1"][0](everything[:20])
     assert half == pytest.approx((1 - blurred_first) * 20 / (f1[0] - f1[1]) / 40)
 
 
@@ -128,8 +132,8 @@ def test_captioned_pictures_have_one_prompt_accuracy_and_nothing_open(tmp_path):
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pictures = captioned_folder(tmp_path, "train", 32)
     asked = Scenes.make("folder", pictures, 40, {}, IdealJudge(pictures), pictures, pictures)
-    found = by_metric(asked.rows("true pictures", 0, asked.marks([asked.true_images()]), [0], ""))
+    found = by_metric(asked.rows("true pictures", 0, marks(asked, asked.true_images()), [0], ""))
     assert found["prompt accuracy"].value == pytest.approx(1.0)
     assert "open entropy" not in found
-    shuffled = by_metric(asked.rows("others", 0, asked.marks([asked.true_images().flip(0)]), [0], ""))
+    shuffled = by_metric(asked.rows("others", 0, marks(asked, asked.true_images().flip(0)), [0], ""))
     assert shuffled["prompt accuracy"].value < 0.6

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from jdmctl.cli import add_control, compare, controls, doctor, recipes, sample, world
+from jdmctl.cli import add_control, compare, controls, doctor, evaluate, recipes, sample, world
 from jdmctl.errors import JdmError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.command("add-control")(add_control.add_control)
 app.command("sample")(sample.sample)
+app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.add_typer(world.app, name="world")
 app.command("controls")(controls.controls)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from jdmctl.build import resolve
+from jdmctl.comparison.history import History
 from jdmctl.errors import BadInputError
 from jdmctl.recipe import AWARE_TEACHERS, METHODS, Recipe
 from jdmctl.recipe_files import load_recipe
@@ -17,52 +19,68 @@ class Entry:
     """A method in a comparison, with how many seeds, and what its recipe changes in the common one."""
 
     method: str
+    label: str  # the method, or what tells this variant of it from others
     num_seeds: int = 1
     changes: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str, changes: Mapping[str, Sequence[str]]) -> Entry:
-        """`nct:3` is nct with three seeds. Raises BadInputError."""
-        method, _, number = text.partition(":")
+        """`nct:3` is nct with three seeds, `jdm@kl` a variant of jdm; `changes` by label. Raises BadInputError."""
+        label, _, number = text.partition(":")
+        method, at, variant = label.partition("@")
         if method not in METHODS:
             raise BadInputError(f"no method named '{method}'", hint=f"there are {', '.join(METHODS)}")
         if number and not (number.isdecimal() and int(number) > 0):
             raise BadInputError(f"'{text}' is not METHOD:SEEDS", hint=f"write {method}:3 for three seeds")
-        return cls(method, int(number or 1), tuple(changes.get(method, ())))
+        if at and not re.fullmatch(r"[\w.-]+", variant):
+            raise BadInputError(f"'{text}' is not METHOD@VARIANT", hint=f"write {method}@small, letters and digits")
+        return cls(method, label, int(number or 1), tuple(changes.get(label, ())))
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run, in its own folder, by an ordinary `jdmctl add-control`."""
 
-    method: str
-    seed: int
+    label: str
+    number: int  # of its seed: a recipe's own is the first
     recipe: Recipe
     folder: Path
 
     @property
     def name(self) -> str:
-        return f"{self.method}-{self.seed}"
+        return f"{self.label}-{self.number}"
 
     @property
     def is_done(self) -> bool:
         return all(branch.is_dir() for branch in self.branches().values())
 
+    @property
+    def is_given(self) -> bool:
+        """An ordinary ControlNet that is there already: nothing to train."""
+        return self.recipe.method == "dsm" and all(control.teacher_branch for control in self.recipe.controls)
+
+    @property
+    def state(self) -> str:
+        return "given" if self.is_given else "done" if self.is_done else "missing"
+
     def branches(self) -> dict[str, Path]:
-        """Control -> the ControlNet that it leaves."""
+        """Control -> the ControlNet that it leaves, or that is given."""
+        if self.is_given:
+            return {
+                control.name: Path(resolve(control.teacher_branch, f"controlnet_{control.name}"))
+                for control in self.recipe.controls
+            }
         return {name: self.folder / own for name, own in self.recipe.branch_folders.items()}
 
-    def seconds(self) -> float:
-        """Wall time of its training so far, warm-ups included."""
-        return sum(seconds for seconds, _ in _stages(self.folder).values())
+    def history(self) -> History:
+        """Of its training so far; a method that needs an ordinary ControlNet begins after that one's training."""
+        own = History.of(self.folder)
+        before = sum(History.of(run).seconds for run in self._needed_runs())
+        return replace(own, seconds=before + own.seconds, curve=tuple((before + at, score) for at, score in own.curve))
 
-    def curve(self) -> list[tuple[float, float]]:
-        """(seconds from the start of the run, first control's headline score on validation)."""
-        points, began = [], 0.0
-        for seconds, scores in _stages(self.folder).values():
-            points += [(began + at, score) for at, score in scores]
-            began += seconds
-        return points
+    def _needed_runs(self) -> set[Path]:
+        is_aware = self.recipe.method in AWARE_TEACHERS
+        return {Path(control.teacher_branch).parent for control in self.recipe.controls if is_aware}
 
 
 def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder: Path) -> list[Cell]:
@@ -76,26 +94,28 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
     """
     common = load_recipe(recipe, overrides)
     settled = [f"controls.{control.name}.teacher_branch" for control in common.controls if control.teacher_branch]
-    methods = [entry.method for entry in entries]
-    cells = []
+    ordinary: Cell | None = None  # of dsm
+    cells: list[Cell] = []
     for entry in sorted(entries, key=lambda entry: entry.method in AWARE_TEACHERS):
         given = [*settled, *(change.partition("=")[0] for change in entry.changes)]
-        own = [f"method={entry.method}", f"name={entry.method}"]
-        if entry.method in ("dsm", "nct"):  # a branch's warm-up belongs to JDM's recipe
+        own = [f"method={entry.method}", f"name={entry.label.replace('@', '-')}"]
+        if entry.method in ("dsm", "nct", "redistill"):  # a branch's warm-up belongs to JDM's recipe
             own += _plain_start(common)
         if entry.method in AWARE_TEACHERS:
-            wanted = {f"controls.{name}.teacher_branch": product for name, product in common.branch_folders.items()}
-            missing = {key: product for key, product in wanted.items() if key not in given}
-            if missing and "dsm" not in methods:
+            wanted = {f"controls.{name}.teacher_branch": name for name in common.branch_folders}
+            missing = {key: name for key, name in wanted.items() if key not in given}
+            if missing and not ordinary:
                 raise BadInputError(
                     f"{entry.method} needs an ordinary ControlNet",
                     hint=f"add --method dsm, or --set {entry.method}:{min(missing)}=FOLDER",
                 )
-            own += [f"{key}={(folder / 'dsm-0' / product).resolve()}" for key, product in missing.items()]
-        for seed in range(entry.num_seeds):
-            changes = [*overrides, *own, f"seed={seed}", *entry.changes]
-            cells.append(Cell(entry.method, seed, load_recipe(recipe, changes), folder / f"{entry.method}-{seed}"))
-    return sorted(cells, key=lambda cell: cell.seed)  # stable: methods stay in order
+            own += [f"{key}={ordinary.branches()[name].resolve()}" for key, name in missing.items() if ordinary]
+        for number in range(entry.num_seeds):
+            changes = [*overrides, *own, f"seed={common.seed + number}", *entry.changes]
+            cells.append(Cell(entry.label, number, load_recipe(recipe, changes), folder / f"{entry.label}-{number}"))
+            if entry.method == "dsm":
+                ordinary = ordinary or cells[-1]
+    return sorted(cells, key=lambda cell: cell.number)  # stable: methods stay in order
 
 
 def _plain_start(common: Recipe) -> list[str]:
@@ -104,29 +124,3 @@ def _plain_start(common: Recipe) -> list[str]:
         return []
     warmed = [control.name for control in common.controls if control.init == "dsm"]
     return ["training.dsm_warmup_steps=0", *(f"controls.{name}.init=student" for name in warmed)]
-
-
-def _stages(folder: Path) -> dict[str, tuple[float, list[tuple[float, float]]]]:
-    """Stage -> its seconds, and (seconds, score) of its validations; later records replace earlier ones."""
-    file = folder / "metrics.jsonl"
-    if not file.exists():
-        return {}
-    paces: dict[str, dict[int, float]] = {}
-    scores: dict[str, dict[int, float]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        if record["event"] == "step":
-            paces.setdefault(record["stage"], {})[record["step"]] = record["seconds"]
-        elif record["event"] == "validation":
-            scores.setdefault(record["stage"], {})[record["step"]] = next(iter(record["adherence"].values()))
-    found = {}
-    for stage, seconds in paces.items():
-        clock, total = {0: 0.0}, 0.0
-        for step in sorted(seconds):
-            total += seconds[step]
-            clock[step] = total
-        points = [
-            (max(v for k, v in clock.items() if k <= step), score) for step, score in scores.get(stage, {}).items()
-        ]
-        found[stage] = (total, sorted(points))
-    return found

@@ -57,8 +57,8 @@ def training_cost(step: Step, batch: Batch) -> Cost:
 
 
 def cell_cost(cell: Cell) -> Cost:
-    """Of a cell's main stage, counted once on one batch and kept in its folder."""
-    file = cell.folder / "cost.json"
+    """Of a cell's main stage, counted once on one batch and kept beside its folder."""
+    file = cell.folder.with_name(f"{cell.name}.cost.json")
     if not file.exists():
         run = build_run(cell.recipe, make_accelerator("cpu", "fp32"))
         step = run.stages[-1].step

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 
 from jdmctl.comparison.cells import Cell
 from jdmctl.comparison.cost import Cost
+from jdmctl.comparison.scenes import Scenes
 from jdmctl.comparison.scoring import Drawn
+from jdmctl.comparison.sheet import sheet
+from jdmctl.controls.base import Control
 from jdmctl.evaluation.results import Row
-from jdmctl.sampling import grid
-from jdmctl.tinyworld.score import Scenes
+
+Values = Mapping[tuple[str, str], Row]  # (method, metric)
 
 _COLORS = ("#1f4e9c", "#c2571a", "#2c7a3f", "#8a2f8a", "#7a6a1f", "#1f7a7a", "#444444", "#b02a4a")
 _STYLE = """
@@ -24,7 +27,6 @@ small { color: #777 }
 svg { background: #fafafa; border: 1px solid #ddd; margin: 0 1em 1em 0 }
 img { image-rendering: pixelated; max-width: 100% }
 """
-_ROWS = 6  # of the picture sheet
 
 
 def page(
@@ -41,12 +43,13 @@ def page(
     own = list(dict.fromkeys(row.metric for row in rows if " / " not in row.metric and "gap closed" not in row.metric))
     relative = list(dict.fromkeys(row.metric for row in rows if row.metric not in own))
     headline = own[0]
-    shown = dict.fromkeys([*methods, *(cell.method for cell in cells)])
+    shown = dict.fromkeys([*methods, *(cell.label for cell in cells)])
     colors = {method: _COLORS[number % len(_COLORS)] for number, method in enumerate(shown)}
     missing = [cell.name for cell in cells if not cell.is_done]
     parts = [
         f"<h1>{html.escape(title)}</h1>",
-        f"<p>{scenes.num} held-out pictures of the world {html.escape(scenes.world)}; "
+        f"<p>{scenes.num} held-out pictures of the world {html.escape(scenes.world)}; measured with "
+        f"{html.escape(scenes.setup)}; "
         "intervals are 95 % over pictures, widened to the range of the seeds. "
         + (f"<b>Missing: {html.escape(', '.join(missing))}.</b>" if missing else "No cell is missing.")
         + "</p>",
@@ -54,10 +57,10 @@ def page(
         "<h2>Beside what was there before</h2>" if relative else "",
         _table(methods, relative, values) if relative else "",
         "<h2>Training</h2>",
-        _costs(cells, costs),
+        _costs(cells, costs, next(iter(scenes.controls.values()))),
         _curves(cells, colors, headline),
-        "<h2>Passes, adherence, distance</h2>",
-        _scatter(methods, values, headline, colors),
+        "<h2>Passes, adherence, fidelity, variety</h2>",
+        _scatters(methods, values, headline, colors),
         "<h2>Pictures</h2>",
         _pictures(scenes, drawn),
     ]
@@ -68,7 +71,7 @@ def page(
     )
 
 
-def _table(methods: Mapping[str, int], metrics: Sequence[str], values: Mapping[tuple[str, str], Row]) -> str:
+def _table(methods: Mapping[str, int], metrics: Sequence[str], values: Values) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("method", "passes", "seeds", *metrics))
     lines = []
     for method, passes in methods.items():
@@ -84,34 +87,49 @@ def _number(row: Row | None) -> str:
     return f"{row.value:.4g}<br><small>{row.low:.4g} to {row.high:.4g}</small>" if row else ""
 
 
-def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost]) -> str:
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in ("run", "state", "training, minutes", "updates", "batch", "GFLOP an update", "forward + backward")
-    )
+def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost], control: Control) -> str:
+    """What each run took, and how soon it came to what the first one reached in the end."""
+    histories = {cell.name: cell.history() for cell in cells}
+    goal = max(
+        (score for _, score in histories[cells[0].name].curve), default=0.0,
+        key=lambda score: score if control.higher_is_better else -score,
+    )  # fmt: skip
+    goal *= 0.98 if control.higher_is_better else 1.02
+    columns = (
+        "run", "state", "minutes", f"minutes to {control.name} {control.headline} {goal:.3g}", "peak memory, GB",
+        "updates", "batch", "GFLOP an update", "forward + backward",
+    )  # fmt: skip
     lines = []
     for cell in cells:
-        cost, training = costs.get(cell.method), cell.recipe.training
+        cost, training, history = costs.get(cell.label), cell.recipe.training, histories[cell.name]
         passes = [f"{name} {there} + {back}" for name, (there, back) in cost.passes.items() if there] if cost else []
+        reached = history.seconds_to(goal, control.higher_is_better)
         found = (
-            cell.name, "done" if cell.is_done else "missing", f"{cell.seconds() / 60:.1f}", training.num_steps,
+            cell.name, cell.state, f"{history.seconds / 60:.1f}",
+            "" if reached is None else f"{reached / 60:.1f}", f"{history.memory_bytes / 1e9:.1f}", training.num_steps,
             training.batch_size, f"{cost.flops / 1e9:.0f}" if cost else "", ", ".join(passes),
         )  # fmt: skip
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in found) + "</tr>")
-    note = "<p><small>Minutes include warm-ups; an update is one of the main stage, counted while it ran.</small></p>"
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
+    note = (
+        "<p><small>Minutes include warm-ups, and the training of the ControlNet that a method's teacher needs. The "
+        "goal is what the first run reached on validation, less 2 %. An update is one of the main stage, "
+        "counted while it ran."
+        "</small></p>"
+    )
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>{note}"
 
 
 def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> str:
     """Adherence on validation by minutes of training."""
-    lines = [(cell, [(seconds / 60, score) for seconds, score in cell.curve()]) for cell in cells]
+    lines = [(cell, [(seconds / 60, score) for seconds, score in cell.history().curve]) for cell in cells]
     lines = [(cell, points) for cell, points in lines if points]
     if not lines:
         return ""
     place, frame = _frame([p for _, points in lines for p in points], "minutes of training", f"{headline} (val)")
     drawn = []
     for cell, points in lines:
-        color = colors[cell.method]
+        color = colors[cell.label]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         x, y = place(*points[-1])
         drawn.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{path}"/>')
@@ -119,25 +137,31 @@ def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> 
     return frame.format("".join(drawn))
 
 
+def _scatters(methods: Mapping[str, int], values: Values, headline: str, colors: Mapping[str, str]) -> str:
+    """What a picture costs, and what adherence costs in fidelity and in variety."""
+    passes = {method: float(number) for method, number in methods.items() if number}  # those that a network drew
+    measured = {
+        metric: {method: values[method, metric].value for method in passes if (method, metric) in values}
+        for metric in (headline, "frechet", "recall", "open entropy", "seed distance")
+    }
+    pairs = [
+        (passes, "passes for a picture", headline), (passes, "passes for a picture", "frechet"),
+        *((measured[metric], metric, headline) for metric in ("frechet", "recall", "open entropy", "seed distance")),
+    ]  # fmt: skip
+    return "".join(_scatter(x, measured[y], x_title, y, colors) for x, x_title, y in pairs if len(x) > 1)
+
+
 def _scatter(
-    methods: Mapping[str, int], values: Mapping[tuple[str, str], Row], headline: str, colors: Mapping[str, str]
+    x_values: Mapping[str, float], y_values: Mapping[str, float], x_title: str, y_title: str, colors: Mapping[str, str]
 ) -> str:
-    """Two plots: adherence by passes, and adherence by Frechet distance."""
-    found = []
-    for metric, title in ((None, "passes for a picture"), ("frechet", "Frechet distance")):
-        points = {
-            method: (float(passes) if metric is None else values[method, metric].value, values[method, headline].value)
-            for method, passes in methods.items()
-            if passes  # drawn by a network
-        }
-        place, frame = _frame(list(points.values()), title, headline)
-        drawn = []
-        for method, point in points.items():
-            (x, y), color, name = place(*point), colors[method], html.escape(method)
-            drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
-            drawn.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" font-size="11" fill="{color}">{name}</text>')
-        found.append(frame.format("".join(drawn)))
-    return "".join(found)
+    points = {method: (x, y_values[method]) for method, x in x_values.items()}
+    place, frame = _frame(list(points.values()), x_title, y_title)
+    drawn = []
+    for method, point in points.items():
+        (x, y), color, name = place(*point), colors[method], html.escape(method)
+        drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
+        drawn.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}" font-size="11" fill="{color}">{name}</text>')
+    return frame.format("".join(drawn))
 
 
 def _frame(points, x_title: str, y_title: str):
@@ -171,11 +195,6 @@ def _frame(points, x_title: str, y_title: str):
 
 def _pictures(scenes: Scenes, drawn: Sequence[Drawn]) -> str:
     """The same requests, every method's answers."""
-    columns = [*scenes.controls, *(one.method for one in drawn)]
-    rows = []
-    for i in range(min(_ROWS, scenes.num)):
-        conditions = [maps[i] for maps in scenes.conditions.values()]
-        rows.append((scenes.pictures.text(i), [*conditions, *(one.images[0][i] for one in drawn)]))
     buffer = io.BytesIO()
-    grid([name[:19] for name in columns], rows).save(buffer, format="PNG")
+    sheet(scenes, {one.method: one.drawings[0].images for one in drawn}).save(buffer, format="PNG")
     return f'<img alt="pictures" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

@@ -65,15 +65,17 @@ class Canny:
 
 
 def edge_agreement(edges: Tensor, requested: Tensor) -> dict[str, Tensor]:
-    """f1, precision and recall [B] of boolean edge maps [B, 1, H, W], one pixel off being allowed.
+    """f1, precision, recall and l1 [B] of boolean edge maps [B, 1, H, W], one pixel off being allowed.
 
     precision is the share of edge pixels with a requested one among their 3 x 3 neighbours, recall
-    the reverse, f1 their harmonic mean. A share of nothing is 1.
+    the reverse, f1 their harmonic mean. A share of nothing is 1. l1 is the share of all pixels that
+    differ, without any allowance.
     """
     precision = _share_near(edges, requested)
     recall = _share_near(requested, edges)
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
-    return {"f1": f1, "precision": precision, "recall": recall}
+    l1 = (edges != requested).flatten(1).float().mean(1)
+    return {"f1": f1, "precision": precision, "recall": recall, "l1": l1}
 
 
 def _share_near(edges: Tensor, others: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Row:
     seeds: list[int]
     n: int
     command: str
+    setup: str = ""  # features, counts, resolution and versions: numbers of different setups are not comparable
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
@@ -58,8 +60,28 @@ def read(path: Path) -> list[Row]:
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
-    """Old rows in their order, replaced by new ones of the same key; then what is only new."""
-    return list(({row.key: row for row in old} | {row.key: row for row in new}).values())
+    """Old rows in their order, replaced by new ones of the same key; then what is only new.
+
+    Raises:
+        BadInputError: a kept row and a new one give the same metric of the same world by different setups.
+    """
+    merged = list(({row.key: row for row in old} | {row.key: row for row in new}).values())
+    setups = {(row.world, row.metric): row for row in new}
+    for row in merged:
+        other = setups.get((row.world, row.metric), row)
+        if other.setup != row.setup:
+            raise BadInputError(
+                f"{row.metric} of {row.method} was measured with {row.setup or 'an unknown setup'}, "
+                f"that of {other.method} with {other.setup or 'an unknown setup'}: they cannot stand in one table",
+                hint=f"score the old one again ({row.command}), or choose another file",
+            )
+    return merged
+
+
+def setup(measure: str) -> str:
+    """What a number depends on beside its command: what measures it, and the versions of what draws and measures."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
+    return f"{measure}; {versions}"
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -114,6 +136,8 @@ _TYPES = {"str": str, "int": int, "float": (int, float), "list[int]": list}
 
 def _row(entry: Any, where: str) -> Row:
     expected = {field.name: str(field.type) for field in fields(Row)}
+    if isinstance(entry, dict):
+        entry = {"setup": "", **entry}
     if not isinstance(entry, dict) or set(entry) != set(expected):
         raise BadInputError(f"{where}: needs exactly the keys {', '.join(expected)}", _REMAKE)
     for name, kind in expected.items():

@@ -11,6 +11,7 @@ from diffusers import (
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
+    LCMScheduler,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
@@ -201,11 +202,11 @@ class StableDiffusion:
             )
 
     def make_fake_score(
-        self, trainable: str = "lora", rank: int = 16, controls: Sequence[str] = ()
+        self, trainable: str = "lora", rank: int = 16, controls: Mapping[str, str | Path] | None = None
     ) -> StableDiffusionDenoiser:
         """A copy of the teacher that will track the student: LoRA on the teacher's own weight storage, or a full copy.
 
-        `controls` gives it control branches of its own (the conditional form).
+        `controls` gives it control branches of its own (the conditional form), and says what each starts as.
         """
         with torch.device("meta"):
             backbone = UNet2DConditionModel.from_config(self.teacher.backbone.config)
@@ -215,14 +216,24 @@ class StableDiffusion:
         backbone.load_state_dict(weights, assign=True)
         backbone.requires_grad_(trainable == "full")
         fake = StableDiffusionDenoiser(backbone.train(), self.schedule, self.teacher.prediction)
-        for name in controls:
-            self.add_control_branch(name, "student", denoiser=fake)
+        for name, init in (controls or {}).items():
+            self.add_control_branch(name, init, denoiser=fake)
         if trainable == "lora":
             _add_lora(backbone, rank)
         return fake
 
     def add_student_lora(self, rank: int) -> None:
         _add_lora(self.student.backbone, rank)
+
+    def save_student(self, folder: str | Path) -> None:
+        """Write the student as a `StableDiffusionPipeline` folder that draws in one step from pure noise."""
+        keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+        schedule = {name: self.sampler_config[name] for name in keep}
+        StableDiffusionPipeline(
+            vae=self.codec.vae, text_encoder=self.text_encoder, tokenizer=self.tokenizer, unet=self.student.backbone,
+            scheduler=LCMScheduler(**schedule, clip_sample=False, steps_offset=1),
+            safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        ).save_pretrained(folder)  # fmt: skip
 
     def save_control_branch(self, name: str, folder: str | Path) -> None:
         """Write the student's branch as an ordinary diffusers `ControlNetModel` folder (safetensors)."""

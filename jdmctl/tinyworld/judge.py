@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from jdmctl.evaluation.fidelity import features, frechet_distance
 from jdmctl.evaluation.prompts import OPEN, Classes, stated_accuracy
+from jdmctl.weights import fingerprint
 
 
 @dataclass(frozen=True)
 class Judge:
     classifier: PreTrainedModel
+    name: str = "features of a classifier"
 
     @property
     def attributes(self) -> dict[str, list[int]]:
@@ -27,7 +30,9 @@ class Judge:
 
     @classmethod
     def load(cls, world: Path) -> Judge:
-        return cls(AutoModelForImageClassification.from_pretrained(world / "classifier").float().eval())
+        folder = world / "classifier"
+        name = f"features of the classifier {(fingerprint(folder) or '')[:8]}"
+        return cls(AutoModelForImageClassification.from_pretrained(folder).float().eval(), name)
 
     def pooled(self, images: Tensor) -> Tensor:
         """[B, D] features of images [B, 3, H, W] in [0, 1]."""
@@ -43,6 +48,9 @@ class Judge:
         """Attribute -> class indices [N] that the classifier sees in images [N, 3, H, W] in [0, 1]."""
         logits = torch.cat([self.classifier(part * 2 - 1).logits for part in images.split(128)])
         return {name: logits[:, columns].argmax(1) for name, columns in self.attributes.items()}
+
+    def prompt_scores(self, images: Tensor, texts: Sequence[str]) -> None:
+        """None: it judges by attributes."""
 
     def accuracy(self, images: Tensor, stated: Tensor) -> dict[str, float]:
         """Attribute -> share of pictures that show what their caption states; `stated` is bool [N, L]."""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LCMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     CLIPTextConfig,
@@ -117,12 +117,6 @@ def teacher_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         timestep_spacing="trailing",
     )
-
-
-def student_scheduler() -> LCMScheduler:
-    """The same schedule for one step from t = 999."""
-    keep = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
-    return LCMScheduler(**{name: teacher_scheduler().config[name] for name in keep}, clip_sample=False, steps_offset=1)
 
 
 def depth_network() -> DepthAnythingForDepthEstimation:

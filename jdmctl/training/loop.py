@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jdmctl.errors import NonFiniteLossError, RunInterrupted
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.interrupt import StopRequest
-from jdmctl.training.meter import Meter, Pace
+from jdmctl.training.meter import Meter, Pace, peak_memory
 from jdmctl.training.plan import LEVEL_CHECK_STEPS, BatchSource, Observer, Settings, Stage
 from jdmctl.training.processes import average_gradients, broadcast_parameters
 from jdmctl.training.state import Stateful, TrainingState
@@ -168,6 +168,7 @@ class _Loop:
             "num_steps": stage.num_steps,
         } | values
         record["seconds"] = elapsed  # of training alone, since the last record
+        record["memory_bytes"] = peak_memory(self.accelerator.device)
         record["samples_per_second"] = self.settings.batch_size / seconds
         record["seconds_left"] = seconds * (stage.num_steps - step)
         if self.accelerator.is_main_process:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Mapping
 
@@ -37,6 +39,14 @@ class Meter:
         *values, bad = torch.cat([means, first_bad.reshape(1)]).tolist()
         self._sums, self._counts = {}, {}
         return dict(zip(names, values, strict=True)), None if math.isinf(bad) else int(bad)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes held at once so far: by tensors on a GPU, by the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Pace:

@@ -13,10 +13,8 @@ from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.objectives.guidance import Guided
 from jdmctl.objectives.matching import Matching
-from jdmctl.tinyworld import models
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.source import Pictures
-from jdmctl.tinyworld.stages.diffusion import pipeline
 from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.draws import SampleDraws
@@ -78,10 +76,7 @@ def build(shop: Workshop) -> None:
     )
     state.load_average(checkpoints, checkpoints.folder / state.best["name"])
     state.average.copy_to_parameters()
-    pipe = pipeline(
-        family.codec.vae, family.text_encoder, family.tokenizer, family.student.backbone, models.student_scheduler()
-    )
-    pipe.save_pretrained(shop.output / "student")
+    family.save_student(shop.output / "student")
 
 
 def choose_guidance(family: StableDiffusion, shop: Workshop, num_steps: int = 25) -> float:

@@ -1,0 +1,113 @@
+"""`jdmctl eval`: scores of runs, students or finished pictures, on held-out pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from jdmctl.cli.options import JsonOption, QuietOption
+from jdmctl.cli.output import Output, mode
+from jdmctl.errors import BadInputError
+
+if TYPE_CHECKING:
+    from jdmctl.comparison.heldout import Asked
+    from jdmctl.evaluation.results import Row
+
+SplitOption = Annotated[Literal["val", "test"], typer.Option(help="val to choose by, test to report.")]
+NumOption = Annotated[int, typer.Option(min=8, help="Pictures.")]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(help="File of rows, docs/results/NAME.json; README.md and docs/results.md show them."),
+]
+
+
+def evaluate(
+    targets: Annotated[
+        list[Path], typer.Argument(help="Runs (one recipe, several seeds), a one-step pipeline, or a picture folder.")
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of held-out captioned pictures; the embedded world has its own.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="Folder of pictures to measure distances to; default: every other of --data.")
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(help="With --data: inception, or a vision model of transformers (CLIP, DINOv2), for distances."),
+    ] = "openai/clip-vit-base-patch32",
+    control: Annotated[
+        list[str], typer.Option(help="For a picture folder: what its pictures were to obey in those of --data.")
+    ] = [],  # noqa: B006
+    split: SplitOption = "test",
+    num: NumOption = 500,
+    compose: Annotated[bool, typer.Option("--compose", help="Use the branches of all runs together.")] = False,
+    baselines: Annotated[bool, typer.Option(help="Also score what the runs have to beat.")] = True,
+    pictures: Annotated[Path | None, typer.Option(help="PNG of the first requests and answers, to be written.")] = None,
+    results: ResultsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score adherence, distance to true pictures, prompts, variety and looks; the same numbers each time.
+
+    Runs are scored on the embedded world's held-out scenes, or on the pictures of --data. A pipeline is scored without
+    control. The pictures of a folder, made by any program, are scored as they are; with --data, picture by picture.
+    """
+    from jdmctl.comparison.contest import Entrant, score_pictures, score_pipeline, score_runs
+    from jdmctl.comparison.heldout import Asked
+
+    options = {
+        "--data": data, "--reference": reference, "--features": features if data or reference else "",
+        "--control": " --control ".join(control), "--split": "" if data or reference else split, "--num": num,
+    }  # fmt: skip
+    given = [f"{key} {value}" for key, value in options.items() if value]
+    command = " ".join(["jdmctl eval", *map(str, targets), *given])
+    command += (" --compose" if compose else "") + ("" if baselines else " --no-baselines")
+    asked, first = Asked(data, reference, features, split, num), targets[0]
+    with Output(mode(as_json, quiet)) as out:
+        _check(targets, asked, control)
+        if (first / "recipe.yaml").is_file():
+            entrant = Entrant.of(targets, compose)
+            rows = score_runs(entrant, asked, baselines, command, out.note, pictures)
+        elif (first / "model_index.json").is_file():
+            rows = score_pipeline(first, asked, command, out.note)
+        else:
+            rows = score_pictures(first, asked, control, command)
+        publish(rows, results, out)
+
+
+def _check(targets: list[Path], asked: Asked, control: list[str]) -> None:
+    """Raises BadInputError for targets and options that do not go together."""
+    for target in targets:
+        if not target.is_dir():
+            raise BadInputError(f"no folder {target}", hint="give a run, a pipeline or a folder of pictures")
+    others = [target for target in targets if not (target / "recipe.yaml").is_file()]
+    if others and len(targets) > 1:
+        raise BadInputError(f"{others[0]} is not a run, and only runs are scored together", "give one at a time")
+    if others and not (others[0] / "model_index.json").is_file():
+        if not (asked.data or asked.reference):
+            raise BadInputError(
+                f"there is nothing to compare the pictures of {others[0]} with",
+                hint="give --data FOLDER (pictures that they answer) or --reference FOLDER (others like them)",
+            )
+        if control and not asked.data:
+            raise BadInputError("--control needs the pictures that were to be obeyed", "give --data FOLDER")
+    elif control:
+        raise BadInputError("--control is for a folder of pictures; a run knows its own", "leave it out")
+
+
+def publish(rows: list[Row], results: Path | None, out: Output) -> None:
+    """Show rows; put them into a results file, and their table wherever README.md or docs/results.md asks for it."""
+    from dataclasses import asdict
+
+    from jdmctl.evaluation.results import fill, merge, read, table, write
+    from jdmctl.training.atomic import write_text
+
+    if results:
+        everything = merge(read(results), rows)
+        write(results, everything)
+        for document in (results.parent.with_suffix(".md"), Path("README.md")):
+            if document.exists() and f"<!-- results: {results.stem}" in (text := document.read_text(encoding="utf-8")):
+                write_text(document, fill(text, results.stem, everything))
+    out.result({"rows": [asdict(row) for row in rows]}, table(rows))

@@ -1,0 +1,193 @@
+"""Runs, students and folders of pictures beside what they have to beat, on the same held-out pictures."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jdmctl.build import build_controls, build_trained
+from jdmctl.comparison.heldout import Asked, captioned
+from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Scenes
+from jdmctl.comparison.sheet import sheet
+from jdmctl.controls.base import load_control
+from jdmctl.errors import BadInputError
+from jdmctl.evaluation.bootstrap import mean
+from jdmctl.evaluation.results import Row
+from jdmctl.families.stable_diffusion import StableDiffusion
+from jdmctl.recipe import Recipe
+from jdmctl.recipe_files import load_recipe
+from jdmctl.tinyworld.make import REPORT_FILE
+from jdmctl.tinyworld.stages.autoencoder import psnr
+from jdmctl.tinyworld.world import world_folder
+from jdmctl.training.atomic import writing
+
+TEACHER_STEPS = 25
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """Runs that are one method: several seeds of a recipe, or several controls used together."""
+
+    recipe: Recipe
+    runs: tuple[Path, ...]
+    seeds: tuple[int, ...]
+    branches: tuple[dict[str, Path], ...]  # of each seed: control -> folder
+    recipes: tuple[Recipe, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Path], compose: bool) -> Entrant:
+        """Raises BadInputError if the runs do not fit together."""
+        recipes = [load_recipe(run) for run in runs]
+        asked = [tuple(control.name for control in recipe.controls) for recipe in recipes]
+        if not compose and len(set(asked)) > 1:
+            raise BadInputError(
+                "these runs have different controls: " + " and ".join("+".join(names) for names in sorted(set(asked))),
+                hint="score them one command each, or add --compose; together, give runs that differ in their seed "
+                "alone",
+            )
+        if compose and len(set(itertools.chain(*asked))) < sum(map(len, asked)):
+            raise BadInputError("two of these runs have the same control", hint="compose runs of different controls")
+        changed = [run for run, recipe in zip(runs, recipes, strict=True) if recipe.student_folder]
+        if compose and changed:
+            raise BadInputError(f"{changed[0]} changed its student, so it cannot be composed", "score it alone")
+        branches = [
+            {name: run / folder for name, folder in recipe.branch_folders.items()}
+            for run, recipe in zip(runs, recipes, strict=True)
+        ]
+        for run, own in zip(runs, branches, strict=True):
+            if not all(folder.is_dir() for folder in own.values()):
+                raise BadInputError(
+                    f"the run in {run} has not finished", hint=f"go on with it: jdmctl add-control {run} --resume"
+                )
+        if compose:
+            branches = [dict(itertools.chain(*(own.items() for own in branches)))]
+        seeds = tuple(recipe.seed for recipe in recipes)[: len(branches)]
+        return cls(recipes[0], tuple(runs), seeds, tuple(branches), tuple(recipes))
+
+    @property
+    def method(self) -> str:
+        return self.recipe.method + " composed" if len(self.branches) < len(self.runs) else self.recipe.method
+
+    def families(self) -> Iterator[Any]:
+        for run, branches in zip(self.runs, self.branches, strict=False):
+            yield build_trained(self.recipe, run, branches)
+
+
+def score_runs(
+    entrant: Entrant, asked: Asked, with_baselines: bool, command: str, say: Say, pictures: Path | None = None
+) -> list[Row]:
+    """Rows of runs, and of the baselines on the seed of the first; `pictures` takes a sheet of the first answers.
+
+    Raises:
+        BadInputError: the runs are not on the world in use, and no other pictures are given.
+    """
+    if asked.data is None and entrant.recipe.model.student != "tiny":
+        raise BadInputError(
+            f"{entrant.runs[0]} is not a run on the embedded world", hint="give held-out pictures: --data FOLDER"
+        )
+    controls = {name: control for recipe in entrant.recipes for name, control in build_controls(recipe, "cpu").items()}
+    base = build_trained(entrant.recipe, None, {})
+    scenes = asked.open(base.resolution_px).scenes(controls).with_base(base)
+    drawings = []
+    for family, seed in zip(entrant.families(), entrant.seeds, strict=True):
+        say(f"drawing {scenes.num} pictures of {entrant.method}, seed {seed}")
+        drawings.append(scenes.draw(family, seed))
+    marks = scenes.marks(drawings)
+    rows = scenes.rows(entrant.method, 1, marks, entrant.seeds, command)
+    if with_baselines:
+        baselines = {}
+        for name, passes, drawing in _baselines(scenes, entrant, say):
+            baselines[name] = scenes.marks([drawing])
+            rows += scenes.rows(name, passes, baselines[name], entrant.seeds[:1], command)
+        rows += scenes.rows(entrant.method, 1, scenes.compared(marks, baselines), entrant.seeds, command)
+    if pictures:
+        with writing(pictures):
+            pictures.parent.mkdir(parents=True, exist_ok=True)
+            sheet(scenes, {entrant.method: drawings[0].images}).save(pictures)
+    return rows
+
+
+def score_pipeline(folder: Path, asked: Asked, command: str, say: Say) -> list[Row]:
+    """Rows of a one-step pipeline without control."""
+    family = StableDiffusion.load(folder, folder)
+    scenes = asked.open(family.resolution_px).scenes({})
+    say(f"drawing {scenes.num} pictures with {folder}")
+    return scenes.rows(NO_CONTROL, 1, scenes.marks([scenes.draw(family, 0)]), [0], command)
+
+
+def score_pictures(folder: Path, asked: Asked, controls: Sequence[str], command: str) -> list[Row]:
+    """Rows of pictures that are there already: as answers to those of `asked.data`, or as a set beside the reference.
+
+    Raises:
+        BadInputError: they are not as many as the pictures that they are to answer.
+    """
+    drawn = captioned(folder)
+    size = drawn.images.shape[-1]
+    if asked.data is None:
+        heldout = replace(asked, data=asked.reference).open(size).described_by(drawn)
+    else:
+        heldout = asked.open(size)
+        if len(drawn) != len(heldout.pictures):
+            raise BadInputError(
+                f"{folder} has {len(drawn)} pictures to answer {len(heldout.pictures)} of {asked.data}",
+                hint="give the folder that they were made after, and --reference for the distances",
+            )
+    scenes = heldout.scenes({name: load_control(name) for name in controls})
+    marks = scenes.marks([Drawing(drawn.image(slice(0, scenes.num)))])
+    return scenes.rows(folder.name, 0, marks, [0], command)
+
+
+def world_rows(asked: Asked, command: str, say: Say) -> list[Row]:
+    """Rows of the world's own generators: the multi-step teacher at its guidance, and the one-step student."""
+    family = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
+    scenes = asked.open(family.resolution_px).scenes({}).with_base(family)
+    scale = world_report()["teacher guidance"]
+    passes = TEACHER_STEPS * (1 if scale == 1 else 2)
+    rows = []
+    for method, count, draw in (
+        (TRUE, 0, lambda: Drawing(scenes.true_images())),
+        (ROUND_TRIP, 0, lambda: scenes.round_trip(family)),
+        ("teacher", passes, lambda: scenes.draw(family, 0, TEACHER_STEPS, scale)),
+        ("student", 1, lambda: scenes.draw(family, 0)),
+    ):
+        say(f"drawing {scenes.num} pictures: {method}")
+        rows += scenes.rows(method, count, scenes.marks([draw()]), [0], command)
+    found = mean(torch.cat([psnr(family.codec.vae, part) for part in scenes.true_images().split(50)]))
+    rows.append(
+        Row(scenes.world, "", ROUND_TRIP, 0, "psnr", found.value, found.low, found.high, [0], found.n, command,
+            scenes.setup)
+    )  # fmt: skip
+    return rows
+
+
+def world_report() -> dict[str, float]:
+    """What the world's building chose and measured on val."""
+    return json.loads((world_folder() / REPORT_FILE).read_text())
+
+
+def _baselines(scenes: Scenes, entrant: Entrant, say: Say) -> Iterator[tuple[str, int, Drawing]]:
+    """(method, backbone passes per picture, drawing): the best possible, no control, and ordinary ControlNets."""
+    recipe, seed = entrant.recipe, entrant.seeds[0]
+    family = build_trained(recipe, None, {})
+    yield TRUE, 0, Drawing(scenes.true_images())
+    yield ROUND_TRIP, 0, scenes.round_trip(family)
+    say("drawing the student without control")
+    yield NO_CONTROL, 1, scenes.draw(family, seed, controlled=False)
+    shipped = {name: world_folder() / f"controlnet_{name}" for name in scenes.controls}
+    if recipe.model.student != "tiny" or not all(folder.exists() for folder in shipped.values()):
+        return
+    say("drawing the student with an ordinary ControlNet plugged in")
+    yield "ControlNet plugged in", 1, scenes.draw(build_trained(recipe, None, shipped), seed)
+    scale = world_report()[f"controlnet_{next(iter(shipped))} guidance"]
+    for name, folder in shipped.items():
+        family.add_control_branch(name, folder, denoiser=family.teacher).eval().requires_grad_(False)
+    say(f"drawing the teacher with that ControlNet, {TEACHER_STEPS} steps, guidance {scale}")
+    drawing = scenes.draw(family, seed, TEACHER_STEPS, scale)
+    yield f"ControlNet {TEACHER_STEPS} steps", TEACHER_STEPS * (1 if scale == 1 else 2), drawing

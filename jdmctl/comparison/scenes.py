@@ -1,0 +1,200 @@
+"""What every method is asked for, on held-out pictures, and how its answers are drawn and told."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from jdmctl.comparison.marks import Marks, Statistic, gap_closed, marks_of, ratio, thumbnails
+from jdmctl.controls.base import Control
+from jdmctl.evaluation.bootstrap import bootstrap
+from jdmctl.evaluation.prompts import Classes
+from jdmctl.evaluation.results import Row, setup
+from jdmctl.tinyworld.source import Pictures
+from jdmctl.training.draws import SampleDraws
+
+TRUE, ROUND_TRIP, NO_CONTROL = "true pictures", "VAE round trip", "student without control"
+_RESAMPLES = 300
+_BATCH = 50
+_AGAIN = 100  # requests that are drawn from a second noise too
+_NUM_BASE = 2000  # pictures of the student without control, as another reference
+
+
+class Judge(Protocol):
+    """Who says what pictures show and how far they are from others; attributes may be none."""
+
+    @property
+    def name(self) -> str: ...
+
+    def features(self, images: Tensor) -> Tensor: ...  # [N, 3, H, W] in [0, 1] -> float64 [N, D]
+
+    def prompt_scores(self, images: Tensor, texts: Sequence[str]) -> Tensor | None: ...  # [N]
+
+    def shown(self, images: Tensor) -> Classes: ...
+
+    def classes(self, hot: Tensor) -> Classes: ...
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The pictures of one method and seed: [N, 3, H, W] in [0, 1], the first ones once more from other noise."""
+
+    images: Tensor
+    again: Tensor | None = None
+    uncontrolled: Tensor | None = None  # the same weights without control, for the first requests
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What every method is asked for: captions and conditions of held-out pictures, and who judges the answers.
+
+    The reference pictures of the distances are others than those.
+    """
+
+    world: str
+    pictures: Pictures
+    num: int
+    controls: dict[str, Control]
+    conditions: dict[str, Tensor]  # [N, 3, H, W] in [0, 1]
+    judge: Judge
+    reference: Tensor  # float64 [M, D] features
+    train: Tensor  # [T, 3, 16, 16], to look for copies in
+    base: Tensor | None = None  # float64 features of the student's pictures without control
+    uncontrolled: Tensor | None = None  # first requests, by the student without control
+
+    @classmethod
+    def make(
+        cls,
+        world: str,
+        pictures: Pictures,
+        num: int,
+        controls: dict[str, Control],
+        judge: Judge,
+        reference: Pictures,
+        train: Pictures,
+    ) -> Scenes:
+        num = min(num, len(pictures))
+        conditions = {
+            name: torch.cat([control.condition(pictures.image(part)) for part in torch.arange(num).split(_BATCH)])
+            for name, control in controls.items()
+        }
+        features = judge.features(reference.image(slice(None)))
+        small = torch.cat([thumbnails(train.image(part)) for part in torch.arange(len(train)).split(500)])
+        return cls(world, pictures, num, controls, conditions, judge, features, small)
+
+    def with_base(self, family: Any) -> Scenes:
+        """Also measured against this student's own pictures without control, from noise of their own."""
+        captions = [self.pictures.text(i % len(self.pictures)) for i in range(_NUM_BASE)]
+        images = self._draw(family, captions, {}, 0, "base")
+        return replace(self, base=self.judge.features(images), uncontrolled=self._uncontrolled(family, 0))
+
+    @property
+    def setup(self) -> str:
+        """What numbers must have in common to be compared."""
+        height, width = self.pictures.images.shape[-2:]
+        return setup(f"{self.judge.name}, {len(self.reference)} reference pictures, {width} x {height} px")
+
+    def true_images(self) -> Tensor:
+        return self.pictures.image(slice(0, self.num))
+
+    def stated(self) -> Classes:
+        return self.judge.classes(self.pictures.stated[: self.num, 0])
+
+    @torch.no_grad()
+    def round_trip(self, family: Any) -> Drawing:
+        """The true pictures through the VAE: what no latent model can do better than."""
+        parts = self.true_images().split(_BATCH)
+        return Drawing(torch.cat([family.codec.decode(family.codec.encode(part)).clamp(0, 1) for part in parts]))
+
+    def draw(
+        self, family: Any, seed: int, num_steps: int = 1, guidance_scale: float = 1.0, controlled: bool = True
+    ) -> Drawing:
+        """The student's answers in one step, or the teacher's in several."""
+        captions = [self.pictures.text(i) for i in range(self.num)]
+        conditions = self.conditions if controlled else {}
+        how = (seed, "score", num_steps, guidance_scale)
+        images = self._draw(family, captions, conditions, *how)
+        again = self._draw(family, captions[:_AGAIN], conditions, seed, "again", num_steps, guidance_scale)
+        return Drawing(images, again, self._uncontrolled(family, 0) if num_steps == 1 else None)
+
+    def _uncontrolled(self, family: Any, seed: int) -> Tensor:
+        captions = [self.pictures.text(i) for i in range(min(_AGAIN, self.num))]
+        return self._draw(family, captions, {}, seed, "score")
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        family: Any,
+        captions: Sequence[str],
+        conditions: dict[str, Tensor],
+        seed: int,
+        noise_name: str,
+        num_steps: int = 1,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        images = []
+        for part in torch.arange(len(captions)).split(_BATCH):
+            prompt = family.encode_prompt([captions[i] for i in part.tolist()])
+            noise = SampleDraws(seed, noise_name, part.tolist()).normal("student_noise", family.latent_shape)
+            controls = {name: maps[part] for name, maps in conditions.items()}
+            if num_steps == 1:
+                latent = family.student.generate(noise, prompt, controls)
+            else:
+                latent = family.multistep(noise, prompt, num_steps, guidance_scale, controls)
+            images.append(family.codec.decode(latent).clamp(0, 1))
+        return torch.cat(images)
+
+    def marks(self, drawings: Sequence[Drawing]) -> Marks:
+        """Every metric of a method, from its drawings, one a seed."""
+        return marks_of(self, drawings)
+
+    def rows(self, method: str, passes: int, marks: Marks, seeds: Sequence[int], command: str) -> list[Row]:
+        """A value is the mean over seeds; its interval is the 95 % bootstrap over scenes, widened to hold each seed.
+
+        Ratios to nothing are left out.
+        """
+        name, rows = "+".join(self.controls), []
+        for metric, each in marks.items():
+            value, low, high = self._estimate(each, centered=metric.startswith(("frechet", "kid")))
+            if not math.isfinite(low + value + high):
+                continue  # a ratio to nothing
+            rows.append(
+                Row(
+                    self.world, name, method, passes, metric, value, low, high, list(seeds), self.num, command,
+                    self.setup,
+                )
+            )  # fmt: skip
+        return rows
+
+    def compared(self, marks: Marks, baselines: dict[str, Marks]) -> Marks:
+        """Ratios of adherence, Frechet distance and variety to other methods', on the same scenes.
+
+        Also how much of the way from no control to the VAE's round trip of the true pictures a score has come.
+        """
+        found: Marks = {}
+        headlines = [f"{name} {control.headline}" for name, control in self.controls.items()]
+        errors = [metric for name in self.controls if (metric := f"{name} l1") in marks and metric not in headlines]
+        for metric in headlines:
+            floor, ceiling = (baselines[name][metric][0] for name in (NO_CONTROL, ROUND_TRIP))
+            found[f"{metric} gap closed"] = [gap_closed(mark, floor, ceiling) for mark in marks[metric]]
+        for method, others in baselines.items():
+            if method not in (TRUE, ROUND_TRIP):
+                for metric in [*headlines, *errors, "frechet", "open entropy"]:
+                    if metric in marks and metric in others:
+                        below = _mean_over_seeds(others[metric])
+                        found[f"{metric} / {method}"] = [ratio(mark, below) for mark in marks[metric]]
+        return found
+
+    def _estimate(self, each: Sequence[Statistic], centered: bool) -> tuple[float, float, float]:
+        found = bootstrap(_mean_over_seeds(each), self.num, centered=centered, resamples=_RESAMPLES)
+        by_seed = [statistic(torch.arange(self.num)) for statistic in each]
+        return found.value, min(found.low, *by_seed), max(found.high, *by_seed)
+
+
+def _mean_over_seeds(each: Sequence[Statistic]) -> Statistic:
+    return lambda chosen: sum(statistic(chosen) for statistic in each) / len(each)

@@ -1,0 +1,111 @@
+"""Networks whose features measure distances between sets of pictures, by name; and who judges with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+
+from jdmctl.errors import BadInputError, JdmError
+from jdmctl.evaluation.fidelity import features
+from jdmctl.evaluation.prompts import Classes
+
+
+class InceptionFeatures:
+    """FID's own network: pool3 of Inception v3, 2048 features (Heusel et al. 2017), by torch-fidelity."""
+
+    name = "inception"
+
+    def __init__(self) -> None:
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
+
+            self._network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval()
+        except ModuleNotFoundError as reason:
+            raise JdmError(f"Inception needs {reason.name}", hint="pip install jdmctl[metrics]") from reason
+        except OSError as reason:
+            raise JdmError(
+                f"Inception's weights cannot be had: {reason}", hint="go online once, or give --features FOLDER"
+            ) from reason
+
+    def features(self, images: Tensor) -> Tensor:
+        """float64 [N, 2048] of images [N, 3, H, W] in [0, 1]."""
+        return features(lambda part: self._network((part * 255).round().byte()), images)
+
+    def prompt_scores(self, images: Tensor, texts: Sequence[str]) -> None:
+        """None: it knows no words."""
+
+
+class PretrainedFeatures:
+    """A vision network of transformers, from a folder or the hub: CLIP (as CMMD uses), DINOv2, SigLIP ..."""
+
+    def __init__(self, source: str) -> None:
+        try:
+            config = AutoConfig.from_pretrained(source)
+            self._processor: Any = AutoImageProcessor.from_pretrained(source)
+            self._network = AutoModel.from_pretrained(source, use_safetensors=True).float().eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(source) if hasattr(config, "text_config") else None
+        except (OSError, ValueError) as reason:
+            raise BadInputError(
+                f"no feature network can be loaded from {source}: {str(reason).splitlines()[0]}",
+                hint="give the folder or hub name of a transformers vision model, for instance of CLIP or DINOv2",
+            ) from reason
+        self.name = f"{config.model_type} {source}"
+
+    def features(self, images: Tensor) -> Tensor:
+        """float64 [N, D] of images [N, 3, H, W] in [0, 1]."""
+        return features(self._embed, images)
+
+    @torch.no_grad()
+    def prompt_scores(self, images: Tensor, texts: Sequence[str]) -> Tensor | None:
+        """100 cos(image, text), [N], for networks that know words (Hessel et al. 2021, arXiv:2104.08718)."""
+        if self._tokenizer is None:
+            return None
+        tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        words = _pooled(self._network.get_text_features(**tokens)).double()
+        return 100 * functional.cosine_similarity(self.features(images), words)
+
+    def _embed(self, images: Tensor) -> Tensor:
+        pixels = (images * 255).round().byte()
+        inputs = self._processor(images=list(pixels), return_tensors="pt", input_data_format="channels_first")
+        if hasattr(self._network, "get_image_features"):
+            return _pooled(self._network.get_image_features(**inputs))
+        return _pooled(self._network(**inputs))
+
+
+def load_features(name: str) -> InceptionFeatures | PretrainedFeatures:
+    """`inception`, or a transformers model by folder or hub name. Raises JdmError if it cannot be loaded."""
+    return InceptionFeatures() if name == "inception" else PretrainedFeatures(name)
+
+
+@dataclass(frozen=True)
+class FeatureJudge:
+    """A judge that knows no attributes: it measures distances, and prompts if its network knows words."""
+
+    network: InceptionFeatures | PretrainedFeatures
+
+    @property
+    def name(self) -> str:
+        return self.network.name
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.network.features(images)
+
+    def prompt_scores(self, images: Tensor, texts: Sequence[str]) -> Tensor | None:
+        return self.network.prompt_scores(images, texts)
+
+    def shown(self, images: Tensor) -> Classes:
+        return {}
+
+    def classes(self, hot: Tensor) -> Classes:
+        return {}
+
+
+def _pooled(output: Any) -> Tensor:
+    """Some versions return the pooled tensor, some an object that holds it."""
+    return output if isinstance(output, Tensor) else output.pooler_output

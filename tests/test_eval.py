@@ -1,0 +1,166 @@
+"""`jdmctl eval`: what it measures, on sets whose values are known, and from the command."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+from tiny_sd import byte_tokenizer
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from jdmctl.cli import app as cli
+from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
+from jdmctl.evaluation.manifold import precision_and_recall
+
+
+def grid_of(n: int, shift: float = 0.0) -> torch.Tensor:
+    """n x n points a unit apart."""
+    axis = torch.arange(n, dtype=torch.float64)
+    return torch.stack(torch.meshgrid(axis + shift, axis, indexing="ij"), -1).flatten(0, 1)
+
+
+def test_precision_and_recall_of_known_sets():
+    """On a grid a unit apart the third neighbour is at most 2 away (at a corner: 1, 1, sqrt 2).
+
+    Equal sets cover each other. Half of the modes: all drawn points lie among the true ones, and of the true ones only
+    those within reach of the drawn. Far away: neither.
+    """
+    whole = grid_of(6)
+    assert all(each.all() for each in precision_and_recall(whole, whole))
+    two_modes = torch.cat([whole, whole + 1000])
+    within, covered = precision_and_recall(whole, two_modes)
+    assert within.all() and covered.double().mean() == 0.5
+    within, covered = precision_and_recall(two_modes, whole)
+    assert within.double().mean() == 0.5 and covered.all()
+    assert not any(each.any() for each in precision_and_recall(whole, whole + 1000))
+    with pytest.raises(ValueError, match="neighbours"):
+        precision_and_recall(whole, whole[:3])
+
+
+def test_sharpness_falls_with_blur_and_colour_is_measured():
+    """White has L* = 100 and no colour; sRGB red is L*a*b* (53.24, 80.09, 67.20)."""
+    rng = np.random.default_rng(0)
+    noise = torch.from_numpy(rng.random((2, 3, 32, 32), dtype=np.float32))
+    blurred = torch.nn.functional.avg_pool2d(noise, 3, stride=1, padding=1)
+    assert (sharpness(blurred) < 0.2 * sharpness(noise)).all()
+    torch.testing.assert_close(mean_color(torch.ones(1, 3, 4, 4))[0], torch.tensor([100.0, 0, 0]), atol=0.05, rtol=0)
+    red = torch.tensor([1.0, 0, 0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    torch.testing.assert_close(mean_color(red)[0], torch.tensor([53.24, 80.09, 67.20]), atol=0.1, rtol=0)
+
+
+def test_mean_distance_of_a_triangle():
+    """Sides 3, 4 and 5 of a right triangle: 4."""
+    assert mean_distance(torch.tensor([[0.0, 0], [3, 0], [0, 4]])) == pytest.approx(4)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    """A random CLIP in the folder format of transformers."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = byte_tokenizer(folder / "source")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    vision = small | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder / "model"
+    )
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("boxes")
+    rows = []
+    for i in range(24):
+        picture = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(picture).rectangle([i, i // 2, 30 + i, 34 + i // 3], fill=("red", "blue", "green")[i % 3])
+        picture.save(folder / f"{i:02d}.png")
+        rows.append({"file_name": f"{i:02d}.png", "text": f"a {('red', 'blue', 'green')[i % 3]} box"})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    def run(*words, fails: bool = False):
+        monkeypatch.setattr(sys, "argv", ["jdmctl", "eval", *map(str, words), "--json"])
+        with pytest.raises(SystemExit) as left:
+            cli.main() if fails else cli.app()
+        captured = capsys.readouterr()
+        if fails:
+            assert left.value.code and "Traceback" not in captured.err
+            return captured.err
+        assert not left.value.code, captured.err
+        rows = json.loads(captured.out.splitlines()[-1])["rows"]
+        return {row["metric"]: row for row in rows if row["method"] not in ("true pictures", "VAE round trip")}, rows
+
+    return run
+
+
+def test_pictures_against_themselves_are_ideal_and_twice_the_same(evaluate, clip, boxes):
+    words = (boxes, "--data", boxes, "--reference", boxes, "--features", clip, "--control", "canny")
+    found, rows = evaluate(*words)
+    assert found["canny f1"]["value"] == 1 and found["canny l1"]["value"] == 0
+    assert found["frechet"]["value"] == pytest.approx(0, abs=1e-9)
+    assert found["precision"]["value"] == found["recall"]["value"] == 1
+    assert found["sharpness"]["value"] == pytest.approx(1)
+    assert found["color shift"]["value"] == pytest.approx(0, abs=1e-6)
+    assert "clip" in found["frechet"]["setup"] and "64 x 64 px" in found["frechet"]["setup"]
+    assert evaluate(*words)[1] == rows
+
+
+def test_blurred_pictures_are_worse(evaluate, clip, boxes, tmp_path):
+    """Made by another program: no captions, just files in the same order."""
+    for file in boxes.glob("*.png"):
+        Image.open(file).filter(ImageFilter.GaussianBlur(3)).save(tmp_path / file.name)
+    options = ("--data", boxes, "--reference", boxes, "--features", clip, "--control", "canny")
+    found, _ = evaluate(tmp_path, *options)
+    assert found["canny f1"]["value"] < 0.95 and found["sharpness"]["value"] < 0.5
+    assert found["frechet"]["value"] > 1e-4
+    as_set, _ = evaluate(tmp_path, "--reference", boxes, "--features", clip)
+    assert as_set["frechet"]["value"] == pytest.approx(found["frechet"]["value"])
+    assert "canny f1" not in as_set
+
+
+def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, tiny_folders, clip, boxes, monkeypatch):
+    options = ("--data", boxes, "--features", clip, "--num", 12)
+    alone, _ = evaluate(tiny_folders[1], *options)
+    assert {"frechet", "kid", "recall", "prompt score", "seed distance"} <= alone.keys()
+    assert alone["frechet"]["n"] == 12
+
+    train = ["add-control", "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", str(boxes)]
+    sets = ["training.num_steps=2", "training.batch_size=4", "fake_score.warmup_min_steps=0", "seed=3",
+            "fake_score.warmup_max_steps=1", "fake_score.rank=2", "training.student_lora_rank=2"]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["jdmctl", *train, "-o", "run", *(w for s in sets for w in ("--set", s))])
+    with pytest.raises(SystemExit):
+        cli.app()
+    _, rows = evaluate("run", *options, "--data", boxes, "--pictures", "answers.png")
+    found = {row["metric"]: row for row in rows if row["method"] == "jdm"}
+    assert found["lowres psnr"]["seeds"] == [3]
+    assert found["drift"]["value"] > 0  # its backbone was adapted
+    assert {"lowres psnr gap closed", "lowres l1 / student without control"} <= found.keys()
+    without = next(r for r in rows if r["method"] == "student without control" and r["metric"] == "drift")
+    assert without["value"] == 0
+    assert Image.open("answers.png").size[0] > 300
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "no folder nowhere"),
+        (["{boxes}"], "nothing to compare"),
+        (["{boxes}", "--reference", "{boxes}", "--control", "canny"], "were to be obeyed"),
+        (["{boxes}", "{boxes}", "--data", "{boxes}"], "only runs are scored together"),
+        (["{boxes}", "--data", "{boxes}", "--features", "nowhere"], "no feature network"),
+        (["{boxes}", "--data", "{boxes}", "--features", "{clip}"], "24 pictures to answer 12"),
+    ],
+)
+def test_what_cannot_be_scored_is_told(evaluate, clip, boxes, words, message):
+    assert message in evaluate(*(word.format(boxes=boxes, clip=clip) for word in words), fails=True)
