@@ -27,7 +27,7 @@ from jdmctl.recipe_files import to_yaml
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
 from jdmctl.training.observer import Validation
-from jdmctl.training.plan import OnePhase, Settings, Stage
+from jdmctl.training.plan import OnePhase, Rate, Settings, Stage
 from jdmctl.training.run import Run
 from jdmctl.training.state import AdamW, Stateful
 from jdmctl.training.steps.dsm import DSMStep
@@ -75,10 +75,12 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         extra["balance"] = balance
     elif recipe.method == "nct":
         nct = build_nct_step(recipe, family, controls)
-        stages.append(Stage("training", nct, training.num_steps, "step", averaged=nct.student_parameters))
+        stages.append(
+            Stage("training", nct, training.num_steps, "step", averaged=nct.student_parameters, rate=_rate(recipe))
+        )
     else:
         dsm = build_dsm_step(family, list(controls))
-        stages.append(Stage("training", dsm, training.num_steps, "step", averaged=dsm.parameters))
+        stages.append(Stage("training", dsm, training.num_steps, "step", averaged=dsm.parameters, rate=_rate(recipe)))
     return Run(
         recipe=to_yaml(recipe),
         stages=stages,
@@ -136,8 +138,14 @@ def _jdm_stages(recipe: Recipe, step: JDMStep, balance: Balance) -> list[Stage]:
             averaged=step.student_parameters,
             on_start=balance.calibrate,
             before_step=balance.before_step,
+            rate=_rate(recipe),
         ),
     ]
+
+
+def _rate(recipe: Recipe) -> Rate:
+    training = recipe.training
+    return Rate(training.num_steps, training.lr_warmup_steps, training.lr_schedule == "linear")
 
 
 def _settings(recipe: Recipe) -> Settings:

@@ -100,6 +100,8 @@ class Training(Section):
     batch_size: PositiveInt = Field(24, description="samples of one update, over all processes")
     gradient_accumulation_steps: PositiveInt = Field(1, description="pieces that the batch is cut into, for memory")
     learning_rate: PositiveFloat = 1e-4
+    lr_schedule: Literal["constant", "linear"] = Field("constant", description="linear falls to 0 over num_steps")
+    lr_warmup_steps: Count = 0
     betas: tuple[Fraction, Fraction] = (0.0, 0.95)
     weight_decay: NonNegativeFloat = 0.01
     max_grad_norm: PositiveFloat = 1.0
@@ -158,6 +160,8 @@ class Recipe(Section):
                 f"training.batch_size {self.training.batch_size} is not a multiple of "
                 f"gradient_accumulation_steps {pieces}"
             )
+        if self.training.lr_warmup_steps >= self.training.num_steps:
+            raise ValueError("training.lr_warmup_steps must be less than num_steps")
         wants_dsm = any(control.init == "dsm" for control in self.controls)
         if wants_dsm != (self.training.dsm_warmup_steps > 0):
             raise ValueError("init: dsm and training.dsm_warmup_steps > 0 go together")

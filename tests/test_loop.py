@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from jdmctl.errors import JdmError, MissingWeightsError, NonFiniteLossError, Run
 from jdmctl.training.calibration import calibrated_weights, is_level, rebalanced_weights
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.ema import MovingAverage
+from jdmctl.training.plan import Rate
 from jdmctl.types import Losses
 
 
@@ -45,6 +47,23 @@ def test_the_student_reaches_the_fixed_point(tmp_path):
     step = ToyStep()
     train(tmp_path, step, stages(step, num_steps=300), ToyBatches(64))
     assert torch.allclose(step.student, TEACHER / 0.9, atol=0.1)
+
+
+def test_rates_rise_stay_and_fall():
+    rise_and_stay, fall = Rate(10, warmup_steps=4), Rate(10, warmup_steps=2, falls=True)
+    assert [rise_and_stay(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    assert [fall(step) for step in range(10)] == pytest.approx([1 / 3, 2 / 3, *(n / 8 for n in range(8, 0, -1))])
+
+
+def test_a_stage_s_rate_is_that_of_its_updates(tmp_path):
+    """AdamW's first step is the learning rate times the gradient's sign, whatever the gradient."""
+    moved = []
+    for rate in (1.0, 0.25):
+        step = ToyStep()
+        (stage,) = stages(step, warmup_steps=0, num_steps=1)
+        train(tmp_path / str(rate), step, [replace(stage, rate=lambda step, rate=rate: rate)])
+        moved.append(step.student.detach().abs())
+    assert torch.allclose(moved[1], 0.25 * moved[0]) and (moved[0] > 0).all()
 
 
 def test_pieces_change_memory_not_the_result(tmp_path):

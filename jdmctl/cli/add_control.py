@@ -43,6 +43,12 @@ def add_control(
     learning_rate: Annotated[
         float | None, typer.Option("--learning-rate", "--learning_rate", help="Of the student.")
     ] = None,
+    lr_schedule: Annotated[
+        str, typer.Option("--lr-schedule", "--lr_scheduler", help="constant, or linear: falls to 0.")
+    ] = "",
+    lr_warmup_steps: Annotated[
+        int | None, typer.Option("--lr-warmup-steps", "--lr_warmup_steps", help="Updates until the full rate.")
+    ] = None,
     precision: Annotated[str, typer.Option("--precision", "--mixed_precision", help="fp32 (no) or bf16.")] = "",
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
     overrides: SetOption = [],  # noqa: B006
@@ -69,6 +75,8 @@ def add_control(
         "training.num_steps": num_steps,
         "training.batch_size": batch_size,
         "training.learning_rate": learning_rate,
+        "training.lr_schedule": lr_schedule,
+        "training.lr_warmup_steps": lr_warmup_steps,
         "training.precision": "fp32" if precision == "no" else precision,
         "seed": seed,
     }

@@ -73,7 +73,9 @@ class Entrant:
 
     @property
     def method(self) -> str:
-        return self.recipe.method + " composed" if len(self.branches) < len(self.runs) else self.recipe.method
+        prompts_only = ", prompts only" if self.recipe.data.source == "prompts" else ""
+        composed = " composed" if len(self.branches) < len(self.runs) else ""
+        return self.recipe.method + composed + prompts_only
 
     def families(self) -> Iterator[Any]:
         for run, branches in zip(self.runs, self.branches, strict=False):

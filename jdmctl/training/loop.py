@@ -81,9 +81,10 @@ class _Loop:
         self.pace.restart()
         while not stage.is_over(state.step, state.losses):
             stage.before_step(state.step)
+            rate = stage.rate(state.step)
             for phase in stage.step.phases:
                 for _ in range(phase.repeats):
-                    loss = self.update(phase)
+                    loss = self.update(phase, rate)
             state.average.update()
             state.step += 1
             state.order += 1
@@ -93,8 +94,8 @@ class _Loop:
         if index + 1 < len(self.stages):
             state.average.copy_to_parameters()
 
-    def update(self, phase: Phase) -> Tensor:
-        """One optimiser update of one phase; returns its loss."""
+    def update(self, phase: Phase, rate: float) -> Tensor:
+        """One optimiser update of one phase, its learning rate times `rate`; returns its loss."""
         state, pieces = self.state, self.settings.gradient_accumulation_steps
         total = torch.zeros((), device=self.accelerator.device)
         for piece in range(pieces):
@@ -108,6 +109,8 @@ class _Loop:
         norm = nn.utils.clip_grad_norm_(phase.parameters, self.settings.max_grad_norm)
         self.meter.add(state.step + 1, {f"{phase.name}_update_norm": norm})
         optimizer = state.optimizers[phase.name]
+        for group in optimizer.param_groups:
+            group["lr"] = rate * self.settings.optimizers[phase.name].learning_rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         state.updates[phase.name] += 1

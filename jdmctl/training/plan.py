@@ -48,6 +48,7 @@ class Stage:
     averaged: tuple[nn.Parameter, ...] = ()  # empty: nothing to average, validate or look at
     on_start: Callable[[], None] = lambda: None  # once: a resumed run does not repeat it
     before_step: Callable[[int], None] = lambda step: None
+    rate: Callable[[int], float] = lambda step: 1.0  # step -> factor of every learning rate
 
     def is_over(self, step: int, losses: Sequence[float]) -> bool:
         may_be_level = self.until_level and step >= self.min_steps and step % LEVEL_CHECK_STEPS == 0
@@ -55,6 +56,21 @@ class Stage:
 
     def file_name(self, step: int) -> str:
         return f"{self.prefix}-{step:06d}"
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A factor of learning rates: up from 0 over `warmup_steps`, then constant or falling to 0 at `num_steps`."""
+
+    num_steps: int
+    warmup_steps: int = 0
+    falls: bool = False
+
+    def __call__(self, step: int) -> float:
+        """Of the update after `step` steps; never 0, so that no update is idle."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        return (self.num_steps - step) / (self.num_steps - self.warmup_steps) if self.falls else 1.0
 
 
 @dataclass(frozen=True)
