@@ -179,7 +179,7 @@ def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, ca
         return json.loads(captured.out.splitlines()[-1])
 
     words = ["--method", "jdm", "--method", "dsm", "--teacher-steps", "2", "--num", "8"]
-    assert compare(*words, "--budget-minutes", "0")["missing"] == ["jdm-0", "dsm-0"]
+    assert compare(*words, "--budget-minutes", "0")["missing"] == [f"{recipe} jdm-0", f"{recipe} dsm-0"]
     done = compare(*words)
     assert done["missing"] == []
     found = {(row["method"], row["metric"]): row for row in done["rows"]}
@@ -192,8 +192,8 @@ def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, ca
     assert found["ControlNet 2 steps", "frechet"]["passes"] == 4
     assert ("jdm", "canny f1 / ControlNet plugged in") in found
 
-    assert done["costs"]["dsm"]["passes"]["denoiser"] == [1, 1]
-    assert done["costs"]["jdm"]["flops"] > done["costs"]["dsm"]["flops"] > 0
+    assert done["costs"][recipe]["dsm"]["passes"]["denoiser"] == [1, 1]
+    assert done["costs"][recipe]["jdm"]["flops"] > done["costs"][recipe]["dsm"]["flops"] > 0
 
     html = Path("out/report.html").read_text()
     parser = Strict()

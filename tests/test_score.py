@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from jdmctl.comparison.means import mean_rows
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, Drawing, Scenes
 from jdmctl.controls.base import load_control
 from jdmctl.tinyworld.judge import Judge
@@ -137,3 +138,16 @@ def test_captioned_pictures_have_one_prompt_accuracy_and_nothing_open(tmp_path):
     assert "open entropy" not in found
     shuffled = by_metric(asked.rows("others", 0, marks(asked, asked.true_images().flip(0)), [0], ""))
     assert shuffled["prompt accuracy"].value < 0.6
+
+
+def test_the_mean_over_controls_is_that_of_the_ratios(asked):
+    """Two controls whose errors are 2 and 8 times the baseline's: the geometric mean is 4; l1 is called consistency."""
+    marks_of_two = [
+        {"jdm": {f"{name} l1 / X": [lambda chosen, v=value: v], "frechet / X": [lambda chosen: 1.0]}}
+        for name, value in (("canny", 2.0), ("lowres", 8.0))
+    ]
+    two = [asked, dataclasses.replace(asked, controls={"lowres": load_control("lowres")})]
+    rows = by_metric(mean_rows(two, marks_of_two, {"jdm": [0]}, "a command"))
+    assert rows["consistency / X"].value == pytest.approx(4.0)
+    assert rows["frechet / X"].value == 1.0
+    assert rows["frechet / X"].control == "mean of canny, lowres"

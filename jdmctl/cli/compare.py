@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jdmctl.cli.evaluate import NumOption, SplitOption
+from jdmctl.cli.evaluate import NumOption, ResultsOption, SplitOption, keep
 from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
 
 if TYPE_CHECKING:
-    from jdmctl.comparison.cells import Cell
+    from jdmctl.comparison.cells import Entry
     from jdmctl.comparison.heldout import Asked
+    from jdmctl.comparison.report import Arena
 
 
 def compare(
-    recipe: Annotated[str, typer.Argument(help="tiny/canny, a file, or a run folder.")],
+    recipes: Annotated[list[str], typer.Argument(help="tiny/canny, a file, or a run folder; one a control.")],
     method: Annotated[
         list[str],
         typer.Option(
@@ -32,7 +34,7 @@ def compare(
     ] = [],  # noqa: B006
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder of the cells and the report; default runs/compare-NAME."),
+        typer.Option("--output", "-o", help="Folder of cells and report; default runs/compare-NAME."),
     ] = None,
     budget_minutes: Annotated[float, typer.Option(min=0, help="Train no longer than this; 0 scores what is there.")] = (
         float("inf")
@@ -49,6 +51,7 @@ def compare(
     ] = "openai/clip-vit-base-patch32",
     split: SplitOption = "test",
     num: NumOption = 500,
+    results: ResultsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells, then stop.")] = False,
     device: DeviceOption = "",
     as_json: JsonOption = False,
@@ -56,9 +59,10 @@ def compare(
 ) -> None:
     """Train what is missing, score it on the same held-out pictures, and write compare.json and report.html.
 
-    The same command again goes on where it stopped. A report with missing cells is valid and names them.
+    The same command again goes on where it stopped. A report with missing cells is valid and names them. Of several
+    recipes the geometric means of the ratios are told too.
     """
-    from jdmctl.comparison.cells import Entry, plan
+    from jdmctl.comparison.cells import Entry
     from jdmctl.comparison.heldout import Asked
 
     with Output(mode(as_json, quiet)) as out:
@@ -70,72 +74,95 @@ def compare(
                 f"--set is for {min(unused)}, which is not compared", hint=f"add --method {min(unused)}"
             )
         steps = _numbers(teacher_steps)
-        folder = output or Path("runs", f"compare-{Path(recipe).stem}")
-        cells = plan(recipe, common, entries, folder)
-        _show(cells, out)
+        arenas = _arenas(recipes, common, entries, output)
+        _show(arenas, out)
         if not dry_run:
             asked = Asked(data, reference, features, split, num)
-            _run(cells, folder, budget_minutes, device, asked, steps, recipe, out)
+            _run(arenas, budget_minutes, device, asked, steps, results, out)
 
 
-def _show(cells: list[Cell], out: Output) -> None:
+def _arenas(recipes: list[str], overrides: list[str], entries: list[Entry], output: Path | None) -> list[Arena]:
+    """The cells of each recipe; a change of a control that only other recipes have is not for this one."""
+    from jdmctl.comparison.cells import plan
+    from jdmctl.comparison.report import Arena
+    from jdmctl.recipe_files import load_recipe
+
+    controls = {recipe: {control.name for control in load_recipe(recipe).controls} for recipe in recipes}
+    known = {f"controls.{name}." for names in controls.values() for name in names}
+    arenas = []
+    for recipe, names in controls.items():
+        others = tuple(known - {f"controls.{name}." for name in names})
+        own = [replace(e, changes=tuple(c for c in e.changes if not c.startswith(others))) for e in entries]
+        folder = Path("runs", f"compare-{Path(recipe).stem}")
+        if output:
+            folder = output / Path(recipe).stem if len(recipes) > 1 else output
+        cells = plan(recipe, [change for change in overrides if not change.startswith(others)], own, folder)
+        arenas.append(Arena(recipe, folder, tuple(cells)))
+    return arenas
+
+
+def _show(arenas: list[Arena], out: Output) -> None:
     """What there is, and what the rest will take: counted operations at the speed of the cells that are done."""
     from jdmctl.comparison.estimate import estimate
 
     out.note("counting what each method's updates cost")
-    costs = estimate(cells)
-    rows = [
-        {
-            "cell": cell.name,
-            "state": cell.state,
-            "updates": cell.recipe.training.num_steps,
-            "TFLOP": "" if found.flops is None else f"{found.flops / 1e12:.0f}",
-            "minutes so far": f"{found.seconds_so_far / 60:.1f}",
-            "minutes to go": "?" if found.seconds_left is None else f"{found.seconds_left / 60:.0f}",
-        }
-        for cell, found in ((cell, costs[cell.name]) for cell in cells)
-    ]
+    rows = []
+    for arena in arenas:
+        costs = estimate(arena.cells)
+        for cell in arena.cells:
+            found = costs[cell.name]
+            rows.append(
+                {
+                    "recipe": arena.recipe,
+                    "cell": cell.name,
+                    "state": cell.state,
+                    "updates": cell.recipe.training.num_steps,
+                    "TFLOP": "" if found.flops is None else f"{found.flops / 1e12:.0f}",
+                    "minutes so far": f"{found.seconds_so_far / 60:.1f}",
+                    "minutes to go": "?" if found.seconds_left is None else f"{found.seconds_left / 60:.0f}",
+                }
+            )
     out.table(rows, list(rows[0]))
 
 
 def _run(
-    cells: list[Cell],
-    folder: Path,
+    arenas: list[Arena],
     budget_minutes: float,
     device: str,
     asked: Asked,
     teacher_steps: list[int],
-    recipe: str,
+    results: Path | None,
     out: Output,
 ) -> None:
     import shlex
     import sys
     from dataclasses import asdict
 
-    from jdmctl.comparison.cost import cell_cost
-    from jdmctl.comparison.page import page
-    from jdmctl.comparison.scoring import score
+    from jdmctl.comparison.means import mean_rows
+    from jdmctl.comparison.report import report
     from jdmctl.comparison.training import complete, require_same
-    from jdmctl.evaluation.results import table, write
-    from jdmctl.training.atomic import write_text
+    from jdmctl.evaluation.results import table
 
+    cells = sorted((cell for arena in arenas for cell in arena.cells), key=lambda cell: cell.number)
     require_same(cells)
     complete(cells, budget_minutes * 60, device, out.note)
     command = shlex.join(["jdmctl", *sys.argv[1:]])
-    scenes, drawn, rows = score(cells, asked, teacher_steps, command, out.note)
-    write(folder / "compare.json", rows)
-    report = folder / "report.html"
-    costs = {cell.label: cell_cost(cell) for cell in cells if cell.is_done and cell.number == 0 and not cell.is_given}
-    title = f"{recipe}: ways of controlling a one-step student"
-    write_text(report, page(title, cells, costs, scenes, drawn, rows))
-    missing = [cell.name for cell in cells if not cell.is_done]
+    reports = [report(arena, asked, teacher_steps, command, out.note) for arena in arenas]
+    rows = [row for one in reports for row in one.scored.rows]
+    if len(arenas) > 1:
+        seeds = {one.method: one.seeds for one in reports[0].scored.drawn}
+        scored = [one.scored for one in reports]
+        rows += mean_rows([one.scenes for one in scored], [one.compared for one in scored], seeds, command)
+    keep(rows, results)
+    missing = [f"{arena.recipe} {name}" for arena in arenas for name in arena.missing]
+    costs = {arena.recipe: one.costs for arena, one in zip(arenas, reports, strict=True)}
     record = {
         "rows": [asdict(row) for row in rows],
-        "costs": {method: asdict(cost) for method, cost in costs.items()},
+        "costs": {name: {method: asdict(cost) for method, cost in found.items()} for name, found in costs.items()},
         "missing": missing,
-        "report": str(report),
+        "reports": [str(one.file) for one in reports],
     }
-    out.result(record, f"{table(rows)}\n{report}")
+    out.result(record, "\n".join([table(rows), *(str(one.file) for one in reports)]))
     if missing:
         out.note(f"missing: {', '.join(missing)}; the same command again goes on with them")
 

@@ -98,10 +98,18 @@ def _check(targets: list[Path], asked: Asked, control: list[str]) -> None:
 
 
 def publish(rows: list[Row], results: Path | None, out: Output) -> None:
-    """Show rows; put them into a results file, and their table wherever README.md or docs/results.md asks for it."""
+    """Show rows, and keep them where the user says."""
     from dataclasses import asdict
 
-    from jdmctl.evaluation.results import fill, merge, read, table, write
+    from jdmctl.evaluation.results import table
+
+    keep(rows, results)
+    out.result({"rows": [asdict(row) for row in rows]}, table(rows))
+
+
+def keep(rows: list[Row], results: Path | None) -> None:
+    """Put rows into a results file, and their table wherever README.md or docs/results.md asks for it."""
+    from jdmctl.evaluation.results import fill, merge, read, write
     from jdmctl.training.atomic import write_text
 
     if results:
@@ -110,4 +118,3 @@ def publish(rows: list[Row], results: Path | None, out: Output) -> None:
         for document in (results.parent.with_suffix(".md"), Path("README.md")):
             if document.exists() and f"<!-- results: {results.stem}" in (text := document.read_text(encoding="utf-8")):
                 write_text(document, fill(text, results.stem, everything))
-    out.result({"rows": [asdict(row) for row in rows]}, table(rows))

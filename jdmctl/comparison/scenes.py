@@ -160,7 +160,7 @@ class Scenes:
         """
         name, rows = "+".join(self.controls), []
         for metric, each in marks.items():
-            value, low, high = self._estimate(each, centered=metric.startswith(("frechet", "kid")))
+            value, low, high = estimate(each, self.num, centered=metric.startswith(("frechet", "kid")))
             if not math.isfinite(low + value + high):
                 continue  # a ratio to nothing
             rows.append(
@@ -190,10 +190,12 @@ class Scenes:
                         found[f"{metric} / {method}"] = [ratio(mark, below) for mark in marks[metric]]
         return found
 
-    def _estimate(self, each: Sequence[Statistic], centered: bool) -> tuple[float, float, float]:
-        found = bootstrap(_mean_over_seeds(each), self.num, centered=centered, resamples=_RESAMPLES)
-        by_seed = [statistic(torch.arange(self.num)) for statistic in each]
-        return found.value, min(found.low, *by_seed), max(found.high, *by_seed)
+
+def estimate(each: Sequence[Statistic], num: int, centered: bool = False) -> tuple[float, float, float]:
+    """Mean over seeds, and its 95 % bootstrap interval over `num` scenes, widened to hold each seed."""
+    found = bootstrap(_mean_over_seeds(each), num, centered=centered, resamples=_RESAMPLES)
+    by_seed = [statistic(torch.arange(num)) for statistic in each]
+    return found.value, min(found.low, *by_seed), max(found.high, *by_seed)
 
 
 def _mean_over_seeds(each: Sequence[Statistic]) -> Statistic:

@@ -25,10 +25,20 @@ class Drawn:
     drawings: tuple[Drawing, ...]
 
 
+@dataclass(frozen=True)
+class Scored:
+    """The scenes, every method's pictures, and rows: each metric, and the ratios to what was there before JDM."""
+
+    scenes: Scenes
+    drawn: list[Drawn]
+    rows: list[Row]
+    compared: dict[str, Marks]  # method -> ratios
+
+
 def score(
     cells: Sequence[Cell], asked: Asked, teacher_steps: Sequence[int], command: str, say: Callable[[str], None]
-) -> tuple[Scenes, list[Drawn], list[Row]]:
-    """The scenes, every method's pictures, and rows: each metric, and the ratios to what was there before JDM.
+) -> Scored:
+    """Draw and measure.
 
     Raises:
         BadInputError: the recipe is not one on the world in use, and no other pictures are given.
@@ -51,11 +61,11 @@ def score(
         rows += scenes.rows(one.method, one.passes, marks[one.method], one.seeds, command)
     own = {cell.label for cell in cells}
     baselines = {name: found for name, found in marks.items() if name not in own}
+    compared = {one.method: scenes.compared(marks[one.method], baselines) for one in drawn if one.method in own}
     for one in drawn:
         if one.method in own:
-            compared = scenes.compared(marks[one.method], baselines)
-            rows += scenes.rows(one.method, one.passes, compared, one.seeds, command)
-    return scenes, drawn, rows
+            rows += scenes.rows(one.method, one.passes, compared[one.method], one.seeds, command)
+    return Scored(scenes, drawn, rows, compared)
 
 
 def _draw(scenes: Scenes, cells: Sequence[Cell], teacher_steps: Sequence[int]) -> Iterator[Drawn]:
