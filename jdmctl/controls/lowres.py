@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from jdmctl.errors import BadInputError
-from jdmctl.objectives.energy import l1, l2
+from jdmctl.objectives.energy import l1, l2, pseudo_huber
+
+_SMALL = 0.1  # an error that counts by its square still
 
 
 class LowRes:
@@ -32,8 +34,9 @@ class LowRes:
         return functional.interpolate(small, scale_factor=self._factor, mode="nearest")
 
     def energy(self, image: Tensor, condition: Tensor) -> Tensor:
-        """Mean |reduced image - reduced condition|, [B]: Laplace noise on the small picture."""
-        return l1(self._reduce(image), self._reduce(condition))
+        """Pseudo-Huber distance of the reduced pictures, [B]: an object of a wrong colour counts for more than as many
+        background pixels that are a little off."""
+        return pseudo_huber(self._reduce(image), self._reduce(condition), _SMALL)
 
     @torch.no_grad()
     def scores(self, image: Tensor, condition: Tensor) -> dict[str, Tensor]:

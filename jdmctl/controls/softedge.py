@@ -9,10 +9,11 @@ from kornia.filters import gaussian_blur2d, spatial_gradient
 from kornia.metrics import ssim
 from torch import Tensor
 
-from jdmctl.objectives.energy import l1
+from jdmctl.objectives.energy import l1, pseudo_huber
 
 _SCALES_PX = (0.7, 1.4, 2.8)
 _GAIN = 5.0  # a step of half the range between black and white comes to about 0.8
+_SMALL = 0.1  # an error that counts by its square still
 _ROUNDING = 1e-3  # keeps the gradient of the magnitude finite where the picture is flat
 
 
@@ -35,8 +36,8 @@ class SoftEdge:
         return edge_strength(image).repeat(1, 3, 1, 1)  # [B, 3, H, W]
 
     def energy(self, image: Tensor, condition: Tensor) -> Tensor:
-        """Mean |e(image) - condition|, [B]: Laplace noise on the edge strength."""
-        return l1(edge_strength(image), condition[:, :1])
+        """Pseudo-Huber distance of e(image) to the condition, [B]: edges count for more than an almost flat background."""
+        return pseudo_huber(edge_strength(image), condition[:, :1], _SMALL)
 
     @torch.no_grad()
     def scores(self, image: Tensor, condition: Tensor) -> dict[str, Tensor]:

@@ -174,6 +174,9 @@ class StableDiffusion:
             branch = ControlNetModel.from_unet(
                 denoiser.backbone, conditioning_embedding_out_channels=self._embedding_channels()
             )
+            # diffusers zeroes this too; but the outputs are zero already, and behind two zeros in a row no gradient
+            # reaches the condition at first
+            branch.controlnet_cond_embedding.conv_out.reset_parameters()
         else:
             branch = load_component(ControlNetModel, init, None)
             self._require_fit(branch, denoiser, init)
