@@ -1,0 +1,312 @@
+"""f-distill and f-JDM in the JDM step: the weights, the critic's phase and where gradients go."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from gaussian_world import GaussianEnergy, GaussianStudent, IdentityCodec, World
+from test_divergence import gauss_hermite, log_normal
+from torch import nn
+
+from jdmctl.diffusion.schedule import RectifiedFlow
+from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.objectives.divergence import load_divergence
+from jdmctl.objectives.matching import Matching
+from jdmctl.objectives.ratio import RatioNormaliser
+from jdmctl.training.draws import SampleDraws
+from jdmctl.training.steps.jdm import JDMStep
+from jdmctl.types import Batch, EnergyWeights
+
+SOME = ["reverse-kl", "softened-reverse-kl", "js", "squared-hellinger", "forward-kl", "jeffreys", "alpha:0.3"]
+TAU_SQUARED, REQUEST_VARIANCE = 0.5, 1.2
+
+
+class Traced(GaussianStudent):
+    """Keeps its picture, to show what gradient arrived there."""
+
+    def generate(self, noise, prompt, controls=None):
+        self.x0 = super().generate(noise, prompt, controls)
+        self.x0.retain_grad()
+        return self.x0
+
+
+class Nodes:
+    """Draws that are a grid of quadrature nodes over (z, c, noise)."""
+
+    def __init__(self, num_nodes: int = 24) -> None:
+        nodes, weights = gauss_hermite(num_nodes)
+        self.z, self.c, self.noise = (v.flatten() for v in torch.meshgrid(nodes, nodes, nodes, indexing="ij"))
+        self.weights = (weights[:, None, None] * weights[:, None] * weights).flatten()
+        self.size = len(self.z)
+
+    def normal(self, name, shape):
+        return (self.z if name == "student_noise" else self.noise).reshape(-1, *shape)
+
+    def uniform(self, name):
+        return torch.full((self.size,), 0.5, dtype=torch.float64)
+
+
+def forces(student: Traced, step: JDMStep, nodes: Nodes) -> tuple[float, float, float]:
+    """The step's gradient in (gain, spread, bias), its batch mean replaced by quadrature, not divided by E[h].
+
+    The step gives sample i the gradient g_i / B with weights over their plain mean, which is exp(h_log_mean).
+    """
+    requests = (REQUEST_VARIANCE**0.5 * nodes.c).reshape(-1, 1, 1, 1)
+    losses = step.student_loss(Batch(None, {"request": requests}, nodes))
+    losses.total.backward()
+    mean_h = losses.logs["h_log_mean"].exp().item() if "h_log_mean" in losses.logs else 1.0
+    force = nodes.weights * student.x0.grad.flatten() * nodes.size * mean_h
+    return tuple((force * v).sum().item() for v in (requests.flatten(), nodes.z, torch.ones_like(nodes.z)))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_step_descends_the_divergence(name):
+    """Without energies: d D_f(p_t || q_t) at t = 1/2, p_t and q_t Gaussian, by central differences.
+
+    Marginal form: q_t = N(b / 2, (g^2 v + s^2) / 4 + 1 / 4), v the variance of the requests. The critic is exact.
+    """
+    world = World(
+        RectifiedFlow(), UniformTimesteps(0.5, 0.5), mean=0.3, variance=1.5, request_variance=REQUEST_VARIANCE
+    )
+    student = Traced(gain=0.3, spread=0.9, bias=0.1)
+    p_mean, p_variance = 0.15, (1.5 + 1) / 4
+
+    def q(g, s, b):
+        return b / 2, (g**2 * REQUEST_VARIANCE + s**2 + 1) / 4
+
+    def critic(x_t, t, prompt, controls=None):
+        assert controls is None, "the marginal form's critic is blind"
+        x = x_t.flatten()
+        return log_normal(x, p_mean, p_variance) - log_normal(x, *q(0.3, 0.9, 0.1))
+
+    divergence = load_divergence(name)
+    step = world.step(student, "marginal", 1.0, energies=(), divergence=divergence, critic=critic)
+    found = forces(student, step, Nodes())
+
+    nodes, weights = gauss_hermite()
+
+    def true(*parameters):
+        mean, variance = q(*parameters)
+        x = mean + math.sqrt(variance) * nodes
+        ratio = (log_normal(x, p_mean, p_variance) - log_normal(x, mean, variance)).exp()
+        return (weights * divergence.f(ratio)).sum().item()
+
+    assert found == pytest.approx(differences(true, (0.3, 0.9, 0.1)), rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_with_an_energy_the_step_descends_the_divergence_of_the_joints(name):
+    """Conditional form, lambda = 1, almost clean: d D_f( p(x) p(c | x) || p(c) q(x | c) ), one h for both terms.
+
+    p(x) = N(0.3, 1.5), p(c | x) = N(x, tau^2), c ~ N(0, v), q(x | c) = N(g c + b, s^2). The energy lacks the
+    constants of p(c | x) and p(c), which the exact critic here supplies. At t = 1e-3 the fidelity term differs from
+    that of clean pictures by O(sigma^2 / s^2) = 1e-6.
+    """
+    world = World(RectifiedFlow(), UniformTimesteps(1e-3, 1e-3), mean=0.3, variance=1.5)
+    start = (0.6, 0.6, 0.1)
+    student = Traced(*start)
+
+    def log_joint_ratio(x, c, g, s, b, with_energy=True):
+        likelihood = log_normal(c, x, TAU_SQUARED) if with_energy else -0.5 * math.log(2 * math.pi * TAU_SQUARED)
+        return (
+            log_normal(x, 0.3, 1.5) + likelihood - log_normal(c, 0, REQUEST_VARIANCE) - log_normal(x, g * c + b, s * s)
+        )
+
+    def critic(x_t, t, prompt, controls):
+        return log_joint_ratio(student.x0.detach().flatten(), controls["request"].flatten(), *start, with_energy=False)
+
+    divergence = load_divergence(name)
+    step = world.step(
+        student,
+        "conditional",
+        1.0,
+        energies=(GaussianEnergy(TAU_SQUARED),),
+        weights=EnergyWeights({"request": 1.0}),
+        divergence=divergence,
+        critic=critic,
+    )
+    found = forces(student, step, Nodes(40))
+
+    nodes, weights = gauss_hermite(60)
+    z, c = torch.meshgrid(nodes, REQUEST_VARIANCE**0.5 * nodes, indexing="ij")
+
+    def true(g, s, b):
+        ratio = log_joint_ratio(g * c + b + s * z, c, g, s, b).exp()
+        return (weights[:, None] * weights * divergence.f(ratio)).sum().item()
+
+    assert found == pytest.approx(differences(true, start), rel=1e-3, abs=1e-4)
+
+
+def differences(function, at, step=1e-4):
+    """Central differences of a function of three numbers."""
+    result = []
+    for i in range(3):
+        up, down = ([v + sign * step * (i == j) for j, v in enumerate(at)] for sign in (1, -1))
+        result.append((function(*up) - function(*down)) / (2 * step))
+    return tuple(result)
+
+
+class Network(nn.Module):
+    """A denoiser with one parameter."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x_t, t, prompt, controls=None):
+        return self.scale * x_t
+
+    def generate(self, noise, prompt, controls=None):
+        return self.scale * noise
+
+
+class SlopeCritic(nn.Module):
+    """Logit: slope times the sum over x_t; remembers what it saw."""
+
+    def __init__(self, slope: float = 0.3) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+        self.seen: list = []
+
+    def forward(self, x_t, t, prompt, controls=None):
+        self.seen.append((x_t.detach(), controls))
+        return self.slope * x_t.flatten(1).sum(1)
+
+
+SIZE = 6
+
+
+@pytest.fixture
+def batch() -> Batch:
+    conditions = {"request": torch.arange(SIZE).float().reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)}
+    images = torch.arange(SIZE).float().reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    return Batch(None, conditions, SampleDraws(0, "test", range(SIZE)), images=images)
+
+
+def make_step(**fields) -> JDMStep:
+    student, teacher, fake_score = Network(0.7), Network(0.5), Network(0.6)
+    defaults = dict(
+        student=student,
+        teacher=teacher,
+        fake_score=fake_score,
+        codec=IdentityCodec(),
+        schedule=RectifiedFlow(),
+        timesteps=UniformTimesteps(),
+        matching=Matching(),
+        energies=(GaussianEnergy(1.0),),
+        weights=EnergyWeights({"request": 0.5}),
+        latent_shape=(1, 2, 2),
+        student_parameters=tuple(student.parameters()),
+        fake_score_parameters=tuple(fake_score.parameters()),
+    )
+    return JDMStep(**defaults | fields)
+
+
+@pytest.mark.parametrize("name", ["reverse-kl", "alpha:0"])
+def test_reverse_kl_is_the_step_without_a_divergence_bit_for_bit(batch, name):
+    """h = 1: reverse-kl asks no critic; alpha:0 does, and its weights r^0 over their mean are exactly 1."""
+    plain = make_step()
+    weighted = replace(plain, divergence=load_divergence(name), critic=SlopeCritic(), normaliser=RatioNormaliser())
+    gradients = []
+    for step in (plain, weighted):
+        losses = step.student_loss(batch)
+        gradients.append(torch.autograd.grad(losses.total, step.student_parameters[0])[0])
+    assert torch.equal(*gradients)
+    assert bool(weighted.critic.seen) == (name == "alpha:0")
+
+
+def test_the_same_weight_multiplies_fidelity_and_energy(batch):
+    """Per sample: g = h_i / mean(h) (fidelity + lambda energy), h of log r = critic - lambda energy, no normaliser."""
+    critic = SlopeCritic()
+    plain = make_step()
+    weighted = replace(plain, divergence=load_divergence("forward-kl"), critic=critic)
+    x0 = 0.7 * batch.draws.normal("student_noise", (1, 2, 2))
+    terms, energies = plain._gradients(x0, batch)
+    x_t, _ = plain._noised(x0, batch)
+    h = (0.3 * x_t.flatten(1).sum(1) - 0.5 * energies["request"]).exp()
+    h = h / h.mean()
+    total = h.reshape(-1, 1, 1, 1) * (terms["fidelity"] + 0.5 * terms["request"])
+    expected = (batch.draws.normal("student_noise", (1, 2, 2)) * total).flatten(1).sum(1).mean()
+    weighted.student_loss(batch).total.backward()
+    torch.testing.assert_close(weighted.student.scale.grad, expected)
+
+
+def test_gradients_reach_the_student_alone(batch):
+    step = make_step(divergence=load_divergence("js"), critic=SlopeCritic(), gan_weight=0.1)
+    step.student_loss(batch).total.backward()
+    assert step.student.scale.grad is not None
+    assert step.teacher.scale.grad is None and step.fake_score.scale.grad is None
+    assert step.critic.slope.grad is None
+
+
+def test_the_gan_term_is_softplus_of_minus_the_logit(batch):
+    """d softplus(-D)/d x0 = -sigmoid(-D) slope alpha in every pixel, D = slope sum(x_t); times its weight 0.1."""
+    plain = make_step(energies=())
+    step = replace(plain, critic=SlopeCritic(), gan_weight=0.1)
+    z = batch.draws.normal("student_noise", (1, 2, 2))
+    x_t, t = plain._noised(0.7 * z, batch)
+    slope = -torch.sigmoid(-0.3 * x_t.flatten(1).sum(1)) * 0.3 * (1 - t)
+    expected = 0.1 * (z.flatten(1).sum(1) * slope).mean()
+    found = [torch.autograd.grad(s.student_loss(batch).total, s.student.scale)[0] for s in (step, plain)]
+    torch.testing.assert_close(found[0] - found[1], expected)
+
+
+def test_the_critic_is_trained_between_fake_score_and_student(batch):
+    critic = SlopeCritic()
+    fields = dict(divergence=load_divergence("js"), critic=critic)
+    trained = make_step(critic_parameters=tuple(critic.parameters()), critic_updates=2, **fields)
+    assert [(p.name, p.repeats) for p in trained.phases] == [("fake_score", 2), ("critic", 2), ("student", 1)]
+    assert [p.name for p in make_step(**fields).phases] == ["fake_score", "student"]
+    losses = trained.critic_loss(batch)
+    losses.total.backward()
+    assert critic.slope.grad is not None
+    assert trained.student.scale.grad is None and trained.teacher.scale.grad is None
+    (real_t, _), (fake_t, _) = critic.seen
+    real, fake = 0.3 * real_t.flatten(1).sum(1), 0.3 * fake_t.flatten(1).sum(1)
+    expected = (1 + fake.exp()).log().mean() + (1 + (-real).exp()).log().mean()
+    torch.testing.assert_close(losses.total.detach(), expected)
+
+
+def test_r1_is_added_at_its_weight(batch):
+    critic = SlopeCritic()
+    plain = make_step(critic=critic, critic_parameters=tuple(critic.parameters()))
+    losses = replace(plain, r1_weight=100.0).critic_loss(batch)
+    torch.testing.assert_close(losses.total - plain.critic_loss(batch).total, 100 * losses.logs["critic_r1"])
+    jitter = 0.01 * batch.draws.normal("critic_r1_noise", (1, 2, 2)).flatten(1).sum(1)
+    torch.testing.assert_close(losses.logs["critic_r1"], (0.3 * jitter).square().mean(), rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("source", ["images", "latents"])
+@pytest.mark.parametrize("form", ["marginal", "conditional"])
+def test_what_the_critic_is_shown(batch, form, source):
+    """Marginal: no controls. Conditional: negatives (picture, its c); positives (picture, an independent c).
+
+    Pictures were made into the conditions, so they get their neighbours'; the teacher's latents are blind to them.
+    """
+    critic = SlopeCritic()
+    if source == "latents":
+        batch = replace(batch, images=None, latents=batch.images)
+    step = make_step(critic=critic, critic_parameters=tuple(critic.parameters()), form=form)
+    step.critic_loss(batch)
+    (_, real_controls), (_, fake_controls) = critic.seen
+    if form == "marginal":
+        assert real_controls is None and fake_controls is None
+        return
+    assert fake_controls is batch.conditions
+    first = real_controls["request"][:, 0, 0, 0].tolist()
+    assert first == ([5, 0, 1, 2, 3, 4] if source == "images" else [0, 1, 2, 3, 4, 5])
+
+
+def test_what_cannot_work_is_refused(batch):
+    with pytest.raises(ValueError, match="needs a critic"):
+        make_step(divergence=load_divergence("js"))
+    with pytest.raises(ValueError, match="needs a critic"):
+        make_step(gan_weight=0.1)
+    make_step(divergence=load_divergence("reverse-kl"))
+    step = make_step(critic=SlopeCritic(), form="conditional")
+    with pytest.raises(ValueError, match="real samples"):
+        step.critic_loss(replace(batch, images=None))
+    one = Batch(None, {"request": torch.zeros(1, 1, 2, 2)}, SampleDraws(0, "test", [0]), images=torch.zeros(1, 1, 2, 2))
+    with pytest.raises(ValueError, match="two pictures"):
+        step.critic_loss(one)
