@@ -7,13 +7,17 @@ import pytest
 import torch
 from gaussian_world import GaussianEnergy, GaussianStudent, IdentityCodec, World
 from test_divergence import gauss_hermite, log_normal
+from tiny_sd import write_world
 from torch import nn
 
 from jdmctl.diffusion.schedule import RectifiedFlow
 from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.families.heads import RatioCritic
+from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.matching import Matching
 from jdmctl.objectives.ratio import RatioNormaliser
+from jdmctl.objectives.score_divergence import ScoreDivergence
 from jdmctl.training.draws import SampleDraws
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.types import Batch, EnergyWeights
@@ -310,3 +314,43 @@ def test_what_cannot_work_is_refused(batch):
     one = Batch(None, {"request": torch.zeros(1, 1, 2, 2)}, SampleDraws(0, "test", [0]), images=torch.zeros(1, 1, 2, 2))
     with pytest.raises(ValueError, match="two pictures"):
         step.critic_loss(one)
+
+
+@pytest.mark.parametrize("kind", ["f-divergence", "score divergence"])
+def test_real_networks_keep_their_gradients_apart(tmp_path, kind):
+    """A UNet's student, a critic on the features of its LoRA fake score: each loss reaches its own parameters alone."""
+    write_world(tmp_path)
+    family = StableDiffusion.load(tmp_path / "teacher", tmp_path / "student")
+    family.student.requires_grad_(True)
+    fake_score = family.make_fake_score("lora", rank=2)
+    critic = RatioCritic(fake_score, width=8)
+    for head in critic.heads:
+        nn.init.normal_(head.judge.weight)
+    is_f = kind == "f-divergence"
+    step = make_step(
+        student=family.student,
+        teacher=family.teacher,
+        fake_score=fake_score,
+        codec=family.codec,
+        schedule=family.schedule,
+        matching=Matching() if is_f else ScoreDivergence(),
+        energies=(),
+        latent_shape=family.latent_shape,
+        student_parameters=family.student.trainable(),
+        fake_score_parameters=fake_score.trainable(),
+        divergence=load_divergence("js") if is_f else None,
+        critic=critic,
+        critic_parameters=tuple(critic.parameters()),
+        normaliser=RatioNormaliser(),
+        gan_weight=0.01,
+    )
+    draws = SampleDraws(0, "test", range(2))
+    batch = Batch(family.encode_prompt(["a box", "a cone"]), {}, draws, images=torch.rand(2, 3, 64, 64))
+    everything = [*family.student.parameters(), *family.teacher.parameters()]
+    everything += [*fake_score.trainable(), *critic.parameters()]
+    for phase in step.phases:
+        phase.loss(batch).total.backward()
+        reached = {id(p) for p in everything if p.grad is not None}
+        assert reached == {id(p) for p in phase.parameters}, phase.name
+        for parameter in everything:
+            parameter.grad = None

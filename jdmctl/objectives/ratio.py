@@ -129,7 +129,7 @@ def time_histogram(values: Tensor, t: Tensor, bins: int) -> tuple[Tensor, Tensor
 
 def critic_accuracy(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Share of samples on their right side of 0: 1/2 where critic or student has nothing to learn, 1 is too easy."""
-    return ((real_logits > 0).double().mean() + (fake_logits < 0).double().mean()) / 2
+    return ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
 
 
 def weight_diagnostics(log_weight: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:
