@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from numpy.polynomial.hermite_e import hermegauss
+from quadrature import gauss_hermite, log_normal
 
 from jdmctl.errors import JdmError
 from jdmctl.objectives.divergence import divergence_names, load_divergence, power
@@ -64,16 +64,6 @@ def test_weights_of_extreme_ratios_do_not_overflow(name):
     """r = exp(+-300) leaves float32, log h does not."""
     log_weight = load_divergence(name).log_weight(torch.tensor([-300.0, 0.0, 300.0]))
     assert log_weight.isfinite().all()
-
-
-def gauss_hermite(degree: int = 120) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nodes and weights with E[g(z)] = sum w g(z), z ~ N(0, 1)."""
-    nodes, weights = (torch.from_numpy(v) for v in hermegauss(degree))
-    return nodes, weights / math.sqrt(2 * math.pi)
-
-
-def log_normal(x, mean, variance):
-    return -0.5 * ((x - mean) ** 2 / variance + math.log(2 * math.pi * variance))
 
 
 @pytest.mark.parametrize("name", NAMES)

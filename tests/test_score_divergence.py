@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from gaussian_world import GaussianStudent, World
-from test_divergence import gauss_hermite
+from quadrature import gauss_hermite
 
 from jdmctl.diffusion.schedule import RectifiedFlow
 from jdmctl.diffusion.timesteps import UniformTimesteps

@@ -60,7 +60,7 @@ class JDMStep:
 
     whose first part the critic learns. Without energies that is the gradient of E_t D_f(p_t || q_t).
     With them it is that of the joint D_f in the conditional form, at lambda = 1 and one almost clean
-    noise level (tests/test_fdistill.py). An energy of the clean picture beside fidelity at many noise
+    noise level (tests/test_fdistill_closed_forms.py). An energy of the clean picture beside fidelity at many noise
     levels is, for an f other than reverse KL, the gradient of no D_f: a heuristic; and in the marginal
     form r leaves out q(c | x). `gan_weight` adds E[softplus(-critic)] of the noised sample.
     """
