@@ -34,6 +34,12 @@ class Student(Denoiser, Protocol):
     ) -> Tensor: ...  # noise ~ N(0, I) [B, C, h, w] -> x0 [B, C, h, w]
 
 
+class Critic(Protocol):
+    """What tells teacher from student: logits that estimate log p_t(x_t) / q_t(x_t)."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None) -> Tensor: ...  # [B]
+
+
 class Codec(Protocol):
     """Between pixels and latents, both ways differentiable."""
 
@@ -62,6 +68,7 @@ class Batch:
     draws: Draws
     texts: tuple[str, ...] = ()  # the captions behind `prompt`, where known
     images: Tensor | None = None  # the pictures behind `conditions`, where known
+    latents: Tensor | None = None  # clean samples of the teacher for `prompt`, drawn blind to `conditions`
 
     def __len__(self) -> int:
         return self.draws.size

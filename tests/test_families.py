@@ -8,6 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from jdmctl.errors import BadInputError, ConditionMismatchError, MissingWeightsError
+from jdmctl.families.heads import RatioCritic
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.stages.diffusion import pipeline
@@ -167,3 +168,49 @@ def test_a_saved_student_lora_comes_back(family, folder, tmp_path):
     expected = family.student.generate(x_t, prompt)
     assert (expected - before).abs().max() > 1e-2
     torch.testing.assert_close(other.student.generate(x_t, prompt), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_features_are_what_the_whole_network_computes_on_its_way(family):
+    """Each down block's output and the middle's, with a control branch that has something to say in the middle."""
+    prompt, x_t, t = family.encode_prompt(PROMPTS), noise(family), torch.tensor([0.3, 0.9])
+    branch = family.add_control_branch("canny", denoiser=family.teacher)
+    torch.nn.init.normal_(branch.controlnet_mid_block.weight)
+    controls = {"canny": torch.rand(2, 3, 64, 64)}
+    unet, passed = family.teacher.backbone, []
+    for block in unet.down_blocks:
+        block.register_forward_hook(lambda module, inputs, output: passed.append(output[0]))
+    unet.up_blocks[0].register_forward_pre_hook(
+        lambda module, inputs, named: passed.append(named["hidden_states"]), with_kwargs=True
+    )
+    family.teacher(x_t, t, prompt, controls)
+    expected = passed[:]
+    found = family.teacher.features(x_t, t, prompt, controls)
+    assert tuple(feature.shape[1] for feature in found) == family.teacher.feature_channels
+    for feature, whole in zip(found, expected, strict=True):
+        torch.testing.assert_close(feature, whole)
+
+
+def test_a_critic_on_the_fake_score_trains_its_heads_alone(family):
+    """x_t gets a gradient through the features, the fake score's own weights never do."""
+    fake = family.make_fake_score("lora", rank=2)
+    critic = RatioCritic(fake, controls=["canny"], width=8)
+    for head in critic.heads:
+        torch.nn.init.normal_(head.judge.weight)
+    prompt, t = family.encode_prompt(PROMPTS), torch.tensor([0.3, 0.9])
+    controls = {"canny": torch.rand(2, 3, 64, 64)}
+    x_t = noise(family).requires_grad_()
+    logits = critic(x_t, t, prompt, controls)
+    assert logits.shape == (2,) and logits.dtype == torch.float32
+    logits.sum().backward()
+    assert x_t.grad.abs().sum() > 0
+    assert all(parameter.grad is not None for parameter in critic.parameters())
+    assert all(parameter.grad is None for parameter in fake.parameters())
+    assert fake.trainable(), "frozen only while features are taken"
+    assert {id(p) for p in critic.parameters()}.isdisjoint(id(p) for p in fake.parameters())
+    for changed in (
+        {"t": torch.tensor([0.9, 0.3])},
+        {"prompt": prompt.flip(0)},
+        {"controls": {"canny": 1 - controls["canny"]}},
+    ):
+        other = critic(**{"x_t": x_t, "t": t, "prompt": prompt, "controls": controls} | changed)
+        assert (other - logits).abs().min() > 1e-6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,5 +47,37 @@ class DiffusionDenoiser(nn.Module):
         t = torch.full((len(noise),), self.student_time, device=noise.device)
         return self(noise, t, prompt, controls)
 
+    def features(self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None) -> list[Tensor]:
+        """What the backbone sees in x_t: maps [B, feature_channels[i], h_i, w_i], for heads to read.
+
+        Its weights get no gradient, x_t does.
+        """
+        raise NotImplementedError
+
+    @property
+    def feature_channels(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def summary(self, prompt: Prompt) -> Tensor:
+        """A prompt as one vector each, [B, summary_width]."""
+        raise NotImplementedError
+
+    @property
+    def summary_width(self) -> int:
+        raise NotImplementedError
+
     def trainable(self) -> tuple[nn.Parameter, ...]:
         return tuple(p for p in self.parameters() if p.requires_grad)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Inside, nothing computed can send a gradient to the module's parameters; inputs still get theirs."""
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

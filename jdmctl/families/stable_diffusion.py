@@ -21,8 +21,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from jdmctl.diffusion.schedule import DiscreteSchedule
 from jdmctl.errors import BadInputError, ConditionMismatchError
-from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.folders import load_component, read_config, require_pipeline
+from jdmctl.families.unet import StableDiffusionDenoiser
 from jdmctl.types import Controls, Prompt
 
 # Every linear and convolution of a UNet's blocks; attention alone is too little to follow a moving student.
@@ -30,24 +30,6 @@ _LORA_TARGETS = (
     "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
     "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv_in", "conv_out",
 )  # fmt: skip
-
-
-class StableDiffusionDenoiser(DiffusionDenoiser):
-    def network(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> Tensor:
-        down: list[Tensor] | None = None
-        middle: Tensor | None = None
-        for name, condition in controls.items():
-            scale = self.control_scales.get(name, 1.0)
-            branch_down, branch_middle = self.branches[name](
-                x_t, timestep, encoder_hidden_states=prompt, controlnet_cond=condition,
-                conditioning_scale=scale, return_dict=False,
-            )  # fmt: skip
-            down = branch_down if down is None else [a + b for a, b in zip(down, branch_down, strict=True)]
-            middle = branch_middle if middle is None else middle + branch_middle
-        return self.backbone(
-            x_t, timestep, encoder_hidden_states=prompt,
-            down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False,
-        )[0]  # fmt: skip
 
 
 class LatentCodec:

@@ -2,11 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor
 
 from jdmctl.diffusion.schedule import expand
+
+
+class Fidelity(Protocol):
+    """A rule for d(loss)/d(x0). `through_networks`: it differentiates both networks with respect to their inputs."""
+
+    through_networks: ClassVar[bool]
+
+    def gradient(
+        self, x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor, alpha: Tensor, sigma: Tensor
+    ) -> Tensor: ...  # [B, C, h, w]; alpha and sigma are [B]
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,8 @@ class Matching:
     """
 
     weight: Literal["kl", "normalized"] = "normalized"
+
+    through_networks: ClassVar[bool] = False
 
     def gradient(self, x0: Tensor, teacher_x0: Tensor, fake_x0: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """d(loss)/d(x0) of each sample [B, C, h, w]; alpha and sigma are [B]."""

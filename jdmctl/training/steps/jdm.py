@@ -6,14 +6,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jdmctl.diffusion.schedule import Schedule, diffuse
+from jdmctl.diffusion.schedule import Schedule, diffuse, expand
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.objectives.denoising import denoising_loss
-from jdmctl.objectives.matching import Matching
+from jdmctl.objectives.divergence import Divergence
+from jdmctl.objectives.matching import Fidelity
+from jdmctl.objectives.ratio import RatioNormaliser, gan_loss
+from jdmctl.training.steps.weighting import real_samples, sample_weights, teach
 from jdmctl.types import (
     Batch,
     Codec,
     Controls,
+    Critic,
     Denoiser,
     Energy,
     EnergyWeights,
@@ -47,6 +51,18 @@ class JDMStep:
 
     The conventional way is there to compare with: `teacher_sees_controls`, for a teacher that has
     control branches of its own, no energies, and the conditional form.
+
+    With a `divergence` other than reverse KL the student descends D_f instead (Xu et al. 2025, f-distill,
+    arXiv:2502.15681): every sample's gradient, of fidelity and energies alike, is multiplied by
+    h(r) = f''(r) r^2 over its mean, with
+
+        log r = log p_t(x_t) / q_t(x_t)  -  sum_k lambda_k energy_k  -  log Z,
+
+    whose first part the critic learns. Without energies that is the gradient of E_t D_f(p_t || q_t).
+    With them it is that of the joint D_f in the conditional form, at lambda = 1 and one almost clean
+    noise level (tests/test_fdistill_closed_forms.py). An energy of the clean picture beside fidelity at many noise
+    levels is, for an f other than reverse KL, the gradient of no D_f: a heuristic; and in the marginal
+    form r leaves out q(c | x). `gan_weight` adds E[softplus(-critic)] of the noised sample.
     """
 
     student: Student
@@ -55,7 +71,7 @@ class JDMStep:
     codec: Codec
     schedule: Schedule
     timesteps: UniformTimesteps
-    matching: Matching
+    matching: Fidelity
     energies: tuple[Energy, ...]
     weights: EnergyWeights
     latent_shape: tuple[int, int, int]  # C, h, w
@@ -66,12 +82,27 @@ class JDMStep:
     energy_at: Literal["clean", "denoised"] = "clean"
     energy_timesteps: UniformTimesteps = UniformTimesteps(0.02, 0.2)
     teacher_sees_controls: bool = False
+    divergence: Divergence | None = None  # None: reverse KL
+    critic: Critic | None = None  # blind to controls in the marginal form
+    critic_parameters: tuple[nn.Parameter, ...] = ()  # none: the critic is not trained
+    critic_updates: int = 1
+    normaliser: RatioNormaliser | None = None
+    gan_weight: float = 0.0
+    r1_weight: float = 0.0  # of the critic's approximate R1
+
+    def __post_init__(self) -> None:
+        if (self._is_weighted or self.gan_weight) and self.critic is None:
+            raise ValueError("this divergence, or the GAN term, needs a critic")
+        if self._is_weighted and self.matching.through_networks:
+            raise ValueError("a score divergence is no f-divergence: leave out one of the two")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         fake, repeats = self.fake_score_parameters, self.fake_score_updates
+        critic = Phase("critic", self.critic_loss, self.critic_parameters, self.critic_updates)
         return (
             Phase("fake_score", self.fake_score_loss, fake, repeats),
+            *([critic] if self.critic_parameters else []),
             Phase("student", self.student_loss, self.student_parameters),
         )
 
@@ -86,6 +117,18 @@ class JDMStep:
         total = denoising_loss(prediction, x0, alpha, sigma).mean()
         return Losses(total, {"fake_score_loss": total.detach()})
 
+    def critic_loss(self, batch: Batch) -> Losses:
+        """Teacher's samples, or pictures, against the student's own, noised alike."""
+        assert self.critic is not None, "phases has no critic phase without one"
+        seen = self._fake_controls(batch)
+        with torch.no_grad():
+            fake = self._generate(batch)
+        real, real_seen = real_samples(batch, self.codec, seen)
+        t = self.timesteps(batch.draws.uniform("critic_time"))
+        real_t = self._diffuse(real, "critic_real_noise", t, batch)
+        fake_t = self._diffuse(fake, "critic_fake_noise", t, batch)
+        return teach(self.critic, (real_t, real_seen), (fake_t, seen), t, batch, self.r1_weight)
+
     def student_loss(self, batch: Batch) -> Losses:
         """A scalar whose gradient is the objective's; its value means nothing.
 
@@ -93,24 +136,27 @@ class JDMStep:
         <x0, g> then carries it into the student in one backward pass.
         """
         x0 = self._generate(batch)  # [B, C, h, w]
-        gradients, logs = self._gradients(x0, batch)
-        for energy in self.energies:
-            gradients[energy.name] = self.weights[energy.name] * gradients[energy.name]
+        gradients, energies = self._gradients(x0, batch)
+        logs = {f"{name}_energy": values.mean() for name, values in energies.items()}
+        for name in energies:
+            gradients[name] = self.weights[name] * gradients[name]
+        if self._is_weighted or self.gan_weight:
+            logs |= self._judge(gradients, energies, x0, batch)
         total = (x0 * sum(gradients.values())).flatten(1).sum(1).mean()
         logs |= {f"{name}_norm": _norm(gradient) for name, gradient in gradients.items()}
         logs["x0_std"] = x0.detach().std()
         return Losses(total, logs)
 
     def gradient_norms(self, batch: Batch) -> dict[str, float]:
-        """Mean per-sample norm at x0 of fidelity and of each energy at lambda = 1."""
+        """Mean per-sample norm at x0 of fidelity and of each energy at lambda = 1, before h(r)."""
         with torch.no_grad():
             x0 = self._generate(batch)
         gradients, _ = self._gradients(x0, batch)
         return {name: _norm(gradient).item() for name, gradient in gradients.items()}
 
     def _gradients(self, x0: Tensor, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Term -> d(term)/d(x0) of each sample, unweighted; and the energies, for the log."""
-        gradients, logs = {"fidelity": self._fidelity_gradient(x0, batch)}, {}
+        """Term -> d(term)/d(x0) of each sample, unweighted; and energy -> its values [B]."""
+        gradients, energies = {"fidelity": self._fidelity_gradient(x0, batch)}, {}
         if self.energies:
             leaf = x0.detach().requires_grad_()
             image = self.codec.decode(self._energy_latent(leaf, batch))  # [B, 3, H, W]
@@ -119,17 +165,46 @@ class JDMStep:
             last = energy is self.energies[-1]
             (gradient,) = torch.autograd.grad(values.sum(), leaf, retain_graph=not last)
             gradients[energy.name] = gradient
-            logs[f"{energy.name}_energy"] = values.detach().mean()
-        return gradients, logs
+            energies[energy.name] = values.detach()
+        return gradients, energies
 
-    @torch.no_grad()
     def _fidelity_gradient(self, x0: Tensor, batch: Batch) -> Tensor:
+        with torch.set_grad_enabled(self.matching.through_networks):
+            x0 = x0.detach().requires_grad_(self.matching.through_networks)
+            x_t, t = self._noised(x0, batch)
+            teacher_x0 = self.teacher(x_t, t, batch.prompt, batch.conditions if self.teacher_sees_controls else None)
+            fake_x0 = self.fake_score(x_t, t, batch.prompt, self._fake_controls(batch))
+            alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+            return self.matching.gradient(x0, teacher_x0, fake_x0, alpha, sigma)
+
+    def _judge(
+        self, gradients: dict[str, Tensor], energies: dict[str, Tensor], x0: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """One look of the critic: multiplies the gradients by h(r), adds that of the GAN term, returns logs."""
+        assert self.critic is not None, "checked in __post_init__"
+        logs: dict[str, Tensor] = {}
+        with torch.set_grad_enabled(self.gan_weight != 0):
+            leaf = x0.detach().requires_grad_(self.gan_weight != 0)
+            x_t, t = self._noised(leaf, batch)
+            logits = self.critic(x_t, t, batch.prompt, self._fake_controls(batch))  # [B]
+        if self.divergence and self._is_weighted:
+            likelihoods = [-self.weights[name] * values for name, values in energies.items()]
+            h, logs = sample_weights(self.divergence, self.normaliser, logits.detach(), likelihoods, t)
+            for name, gradient in gradients.items():
+                gradients[name] = expand(h.to(gradient), gradient) * gradient
+        if self.gan_weight:
+            (gradient,) = torch.autograd.grad(gan_loss(logits).sum(), leaf)
+            gradients["gan"] = self.gan_weight * gradient
+        return logs
+
+    @property
+    def _is_weighted(self) -> bool:
+        return self.divergence is not None and self.divergence.needs_ratio
+
+    def _noised(self, x0: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """x_t and t, where fidelity is looked at; the same each time it is asked."""
         t = self.timesteps(batch.draws.uniform("fidelity_time"))
-        x_t = self._diffuse(x0, "fidelity_noise", t, batch)
-        teacher_x0 = self.teacher(x_t, t, batch.prompt, batch.conditions if self.teacher_sees_controls else None)
-        fake_x0 = self.fake_score(x_t, t, batch.prompt, self._fake_controls(batch))
-        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
-        return self.matching.gradient(x0, teacher_x0, fake_x0, alpha, sigma)
+        return self._diffuse(x0, "fidelity_noise", t, batch), t
 
     def _energy_latent(self, x0: Tensor, batch: Batch) -> Tensor:
         """Where the energies look: the sample, or what the teacher makes of it, slightly noised.

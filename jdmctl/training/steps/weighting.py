@@ -1,0 +1,90 @@
+"""How much each sample of a student's batch counts under an f-divergence, and how the critic that says so is taught."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jdmctl.objectives.divergence import Divergence
+from jdmctl.objectives.ratio import (
+    RatioNormaliser,
+    alone,
+    approximate_r1,
+    critic_accuracy,
+    critic_loss,
+    normalised_weights,
+    weight_diagnostics,
+)
+from jdmctl.types import Batch, Codec, Controls, Critic, Losses
+
+R1_NOISE = 0.01  # standard deviation, in units of the latent
+
+
+@torch.no_grad()
+def sample_weights(
+    divergence: Divergence,
+    normaliser: RatioNormaliser | None,
+    logits: Tensor,
+    log_likelihoods: Sequence[Tensor],
+    t: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """h(r) of each sample over the batch's mean of h, [B], and its diagnostics.
+
+    `logits` are log p_t / q_t [B] at times t [B]; `log_likelihoods`, [B] each, are what controls add. Without a
+    normaliser the ratio is taken as it is, as an exact one may be.
+    """
+    log_likelihood = torch.stack(list(log_likelihoods)).sum(0) if log_likelihoods else None
+    if normaliser:
+        log_ratio = normaliser(logits, t, log_likelihood)
+    else:
+        log_ratio = logits if log_likelihood is None else logits + log_likelihood
+    log_weight = divergence.log_weight(log_ratio)
+    weights = normalised_weights(log_weight, normaliser.sum_over_processes if normaliser else alone)
+    return weights, weight_diagnostics(log_weight, logits)
+
+
+def teach(
+    critic: Critic,
+    real: tuple[Tensor, Controls | None],
+    fake: tuple[Tensor, Controls | None],
+    t: Tensor,
+    batch: Batch,
+    r1_weight: float,
+) -> Losses:
+    """The logistic loss of noised samples [B, C, h, w], each side with the conditions that the critic sees."""
+    real_logits, fake_logits = (critic(x_t, t, batch.prompt, controls) for x_t, controls in (real, fake))
+    total = critic_loss(real_logits, fake_logits)
+    accuracy = critic_accuracy(real_logits.detach(), fake_logits.detach())
+    logs = {"critic_loss": total.detach(), "critic_accuracy": accuracy}
+    if r1_weight:
+        x_t, controls = real
+        jitter = R1_NOISE * batch.draws.normal("critic_r1_noise", tuple(x_t.shape[1:])).to(x_t)
+        steepness = approximate_r1(real_logits, critic(x_t + jitter, t, batch.prompt, controls))
+        total = total + r1_weight * steepness
+        logs["critic_r1"] = steepness.detach()
+    return Losses(total, logs)
+
+
+@torch.no_grad()
+def real_samples(batch: Batch, codec: Codec, controls: Controls | None) -> tuple[Tensor, Controls | None]:
+    """Clean latents of the teacher's distribution, with conditions that know nothing of them.
+
+    The ratio p(x) / q(x | c) wants a picture and a condition that are independent. The teacher's own samples were
+    drawn blind to the batch's conditions and keep them; pictures are what conditions were made from, so each gets its
+    neighbour's. That also parts a condition from its prompt: the ratio is then off by p(c) / p(c | prompt), a factor
+    to each request in which x does not occur.
+
+    Raises:
+        ValueError: the batch has neither, or a single picture, which has no neighbour.
+    """
+    if batch.latents is not None:
+        return batch.latents, controls
+    if batch.images is None:
+        raise ValueError("a critic needs real samples: pictures, or latents of the teacher")
+    if controls:
+        if len(batch) == 1:
+            raise ValueError("a critic that sees conditions needs batches of two pictures or more")
+        controls = {name: condition.roll(1, 0) for name, condition in controls.items()}
+    return codec.encode(batch.images), controls
