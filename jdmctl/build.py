@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import set_seed
@@ -23,15 +23,20 @@ from jdmctl.data.imagefolder import ImageFolder
 from jdmctl.data.prompts import PromptList
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families import FAMILIES
+from jdmctl.families.heads import RatioCritic
+from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.guidance import ControlGuided, Guided
 from jdmctl.objectives.matching import Matching
-from jdmctl.recipe import AWARE_TEACHERS, Model, Recipe
+from jdmctl.objectives.ratio import RatioNormaliser, SumOverProcesses, alone
+from jdmctl.objectives.score_divergence import ScoreDivergence
+from jdmctl.recipe import AWARE_TEACHERS, NEW_STUDENTS, SCORE_DIVERGENCES, Model, Recipe
 from jdmctl.tinyworld.world import cache_folder, samples, world_folder
 from jdmctl.training.batches import Samples
 from jdmctl.training.energies import ControlEnergy
 from jdmctl.training.samples import (
     MapSamples,
     PictureSamples,
+    PromptSamples,
     StudentPictures,
     extractor,
     split,
@@ -62,7 +67,7 @@ def build_family(model: Model, device: torch.device | str) -> Any:
 def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
     """The teacher and the student that a run starts with: a new student starts as its teacher."""
     model = recipe.model
-    if recipe.method == "redistill":
+    if recipe.method in NEW_STUDENTS:
         model = model.model_copy(update={"student": resolve(model.teacher, "teacher")})
     return build_family(model, device)
 
@@ -100,6 +105,8 @@ def build_samples(
         )
         for control in recipe.controls
     }
+    if recipe.method == "distill" and data.source == "prompts":
+        return split(PromptSamples(PromptList(data.path)), data.num_samples, num)
     if data.source == "tiny":
         train, val = samples("train", data.num_samples), samples("val", num)
         return PictureSamples(train, extract), PictureSamples(val, extract)
@@ -131,7 +138,7 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
             family.add_control_branch(control.name, given, family.teacher).eval().requires_grad_(False)
     if recipe.training.student_lora_rank:
         family.add_student_lora(recipe.training.student_lora_rank)
-    if recipe.method == "redistill":
+    if recipe.method in NEW_STUDENTS:
         family.student.backbone.train().requires_grad_(True)
 
 
@@ -140,8 +147,9 @@ def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, in
     family = build_roles(recipe, device)
     prepare_student(recipe, family)
     trained = {"student": family.student.trainable(), "fake_score": ()}
-    if recipe.method == "jdm" or recipe.method in AWARE_TEACHERS:
-        trained["fake_score"] = build_jdm_step(recipe, family, {}).fake_score_parameters
+    if recipe.matches_distributions:
+        step = build_jdm_step(recipe, family, {})
+        trained |= {"fake_score": step.fake_score_parameters, "critic": step.critic_parameters}
     return {
         "teacher": sum(p.numel() for p in family.teacher.parameters()),
         "student": sum(p.numel() for p in family.student.parameters()),
@@ -177,8 +185,10 @@ def build_dsm_step(family: Any, names: Sequence[str]) -> DSMStep:
     )
 
 
-def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> JDMStep:
-    """The JDM step of a recipe, with a fake score of its own; with an aware teacher it has no energies."""
+def build_jdm_step(
+    recipe: Recipe, family: Any, controls: Mapping[str, Control], sum_over_processes: SumOverProcesses = alone
+) -> JDMStep:
+    """The JDM step of a recipe, with a fake score and maybe a critic of its own; no energies by an aware teacher."""
     objective, settings = recipe.objective, recipe.fake_score
     is_aware = recipe.method in AWARE_TEACHERS
     form = "conditional" if recipe.method in ("dmd-control", "redistill") else objective.form
@@ -192,6 +202,14 @@ def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control])
     }
     fake_score = family.make_fake_score(settings.trainable, settings.rank, controls=seen)
 
+    critic = None
+    if recipe.needs_critic:
+        lender = fake_score if recipe.critic.features == "fake_score" else family.teacher
+        critic = RatioCritic(lender, list(seen)).to(next(family.student.parameters()).device)
+    name = objective.divergence
+    is_distance = name in SCORE_DIVERGENCES
+    matching = ScoreDivergence(cast(Any, name)) if is_distance else Matching(objective.weight)
+
     @functools.cache
     def empty_prompt(size: int) -> Any:
         return family.encode_prompt([""] * size)
@@ -203,7 +221,7 @@ def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control])
         codec=family.codec,
         schedule=family.schedule,
         timesteps=UniformTimesteps(objective.min_time, objective.max_time),
-        matching=Matching(objective.weight),
+        matching=matching,
         energies=() if is_aware else tuple(ControlEnergy(control) for control in controls.values()),
         weights=EnergyWeights(dict.fromkeys(controls, 0.0)),
         latent_shape=family.latent_shape,
@@ -213,6 +231,13 @@ def build_jdm_step(recipe: Recipe, family: Any, controls: Mapping[str, Control])
         fake_score_updates=settings.updates,
         energy_at=objective.energy_at,
         teacher_sees_controls=is_aware,
+        divergence=None if is_distance else load_divergence(name),
+        critic=critic,
+        critic_parameters=tuple(critic.parameters()) if critic else (),
+        critic_updates=recipe.critic.updates,
+        normaliser=RatioNormaliser(decay=recipe.critic.ratio_decay, sum_over_processes=sum_over_processes),
+        gan_weight=objective.gan_weight,
+        r1_weight=recipe.critic.r1_weight,
     )
 
 

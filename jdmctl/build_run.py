@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from jdmctl.build import (
     build_controls,
@@ -20,9 +21,10 @@ from jdmctl.build import (
     build_samples,
     prepare_student,
 )
+from jdmctl.build_quality import build_quality
 from jdmctl.controls.base import Control
 from jdmctl.errors import RecipeError
-from jdmctl.recipe import AWARE_TEACHERS, Recipe
+from jdmctl.recipe import NEW_STUDENTS, Recipe
 from jdmctl.recipe_files import to_yaml
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
@@ -32,8 +34,11 @@ from jdmctl.training.run import Run
 from jdmctl.training.state import AdamW, Stateful
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
+from jdmctl.training.steps.regression import RegressionStep
+from jdmctl.training.teacher_samples import TeacherSamples
 
 _CALIBRATION_BATCHES = 4
+_BY_TEACHER = ("critic", "regression")  # phases that see the teacher's own samples
 _VALIDATION_BATCH_SIZE = 32
 
 
@@ -65,11 +70,17 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         num_processes=processes,
         device=device,
     )
+    if recipe.needs_teacher_samples:
+        batches = replace(batches, teacher=_teacher_samples(recipe, family, train_samples), teacher_phases=_BY_TEACHER)
     warmup = [control.name for control in recipe.controls if control.init == "dsm"]
     stages = [_dsm_warmup(recipe, build_dsm_step(family, warmup))] if warmup else []
     extra: dict[str, Stateful] = {}
-    if recipe.method == "jdm" or recipe.method in AWARE_TEACHERS:
-        step = build_jdm_step(recipe, family, controls)
+    if recipe.training.regression_steps:
+        stages.append(_regression(recipe, family))
+    if recipe.matches_distributions:
+        step = build_jdm_step(recipe, family, controls, lambda values: accelerator.reduce(values, "sum"))
+        if step.critic and step.normaliser:
+            extra["ratio"] = step.normaliser
         balance = _balance(recipe, step, batches, accelerator)
         stages += _jdm_stages(recipe, step, balance)
         extra["balance"] = balance
@@ -86,7 +97,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         stages=stages,
         batches=batches,
         settings=_settings(recipe),
-        validation=_validation(recipe, family, controls, batches, val_samples),
+        validation=(_validation if controls else build_quality)(recipe, family, controls, batches, val_samples),
         extra=extra,
         products=_products(recipe, family),
     )
@@ -116,6 +127,21 @@ def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accel
 def _dsm_warmup(recipe: Recipe, step: DSMStep) -> Stage:
     name = "dsm-warmup"
     return Stage(name, step, recipe.training.dsm_warmup_steps, name, averaged=step.parameters)
+
+
+def _regression(recipe: Recipe, family: Any) -> Stage:
+    step = RegressionStep(family.student, family.student.trainable())
+    name = "regression"
+    return Stage(name, step, recipe.training.regression_steps, name, averaged=step.student_parameters)
+
+
+def _teacher_samples(recipe: Recipe, family: Any, samples: Samples) -> TeacherSamples:
+    def sample(noise: Tensor, texts: Sequence[str]) -> Tensor:
+        prompt, scale = family.encode_prompt(texts), recipe.objective.guidance_scale
+        return family.multistep(noise, prompt, recipe.training.teacher_steps, scale)
+
+    device = next(family.teacher.parameters()).device
+    return TeacherSamples(sample, samples.text, len(samples), family.latent_shape, recipe.seed, device)
 
 
 def _jdm_stages(recipe: Recipe, step: JDMStep, balance: Balance) -> list[Stage]:
@@ -159,6 +185,8 @@ def _settings(recipe: Recipe) -> Settings:
             "dsm": adamw(training.learning_rate if recipe.method == "dsm" else training.dsm_learning_rate),
             "fake_score": adamw(recipe.fake_score.learning_rate),
             "student": adamw(training.learning_rate),
+            "regression": adamw(training.learning_rate),
+            "critic": adamw(recipe.critic.learning_rate),
         },
         batch_size=training.batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
@@ -168,6 +196,7 @@ def _settings(recipe: Recipe) -> Settings:
         save_every_steps=training.save_every_steps,
         validate_every_steps=training.validate_every_steps,
         preview_every_steps=training.preview_every_steps,
+        command="distill" if recipe.method == "distill" else "add-control",
     )
 
 
@@ -195,6 +224,6 @@ def _products(recipe: Recipe, family: Any) -> dict[str, Callable[[Path], None]]:
         folder: functools.partial(family.save_control_branch, name) for name, folder in recipe.branch_folders.items()
     }
     if recipe.student_folder:
-        save = family.save_student if recipe.method == "redistill" else family.save_student_lora
+        save = family.save_student if recipe.method in NEW_STUDENTS else family.save_student_lora
         products[recipe.student_folder] = save
     return products

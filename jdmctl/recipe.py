@@ -21,10 +21,14 @@ from pydantic import (
 )
 
 from jdmctl.controls.base import control_names
+from jdmctl.errors import JdmError
 from jdmctl.families import FAMILIES
 
-METHODS = ("jdm", "nct", "dsm", "dmd-control", "implicit", "redistill")
+METHODS = ("jdm", "nct", "dsm", "dmd-control", "implicit", "redistill", "distill")
 AWARE_TEACHERS = ("dmd-control", "implicit", "redistill")  # methods whose teacher has control branches
+NEW_STUDENTS = ("redistill", "distill")  # methods that make one from the teacher
+SCORE_DIVERGENCES = ("sim", "sid")
+_DEFAULT_DIVERGENCE = "reverse-kl"
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -39,7 +43,7 @@ class Model(Section):
 
     family: Literal[tuple(FAMILIES)] = "stable_diffusion"  # type: ignore[valid-type]
     teacher: str = Field(description="diffusers pipeline: a folder, a hub name, or tiny")
-    student: str = Field(description="one-step pipeline made from that teacher: likewise")
+    student: str = Field("", description="one-step pipeline made from that teacher: likewise; none to distill")
     student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
 
 
@@ -64,7 +68,22 @@ class Control(Section):
     options: dict[str, Any] = Field(default_factory=dict, description="of the control itself")
 
 
+def _known_divergence(name: str) -> str:
+    if name not in SCORE_DIVERGENCES:
+        from jdmctl.objectives.divergence import load_divergence  # loads torch, which listing recipes must not
+
+        try:
+            return load_divergence(name).name
+        except JdmError as problem:
+            raise ValueError(f"{problem}; {problem.hint}") from problem
+    return name
+
+
 class Objective(Section):
+    divergence: Annotated[str, AfterValidator(_known_divergence)] = Field(
+        _DEFAULT_DIVERGENCE, description="between teacher and student: jdmctl divergences lists them"
+    )
+    gan_weight: NonNegativeFloat = Field(0.0, description="of a critic's verdict on the student's noised samples")
     form: Literal["marginal", "conditional"] = Field("marginal", description="does the fake score see the condition")
     weight: Literal["normalized", "kl"] = "normalized"
     guidance_scale: PositiveFloat = Field(1.0, description="the teacher's classifier-free guidance")
@@ -85,6 +104,19 @@ class FakeScore(Section):
     learning_rate: PositiveFloat = 3e-4
     warmup_min_steps: Count = 60
     warmup_max_steps: Count = 200
+
+
+class Critic(Section):
+    """Learns log teacher/student, for a divergence other than reverse KL and for the GAN term."""
+
+    features: Literal["teacher", "fake_score"] = "teacher"
+    positives: Literal["pictures", "teacher"] = Field(
+        "pictures", description="of the data, or the teacher's own samples"
+    )
+    updates: PositiveInt = Field(1, description="for each update of the student")
+    learning_rate: PositiveFloat = 1e-3
+    r1_weight: NonNegativeFloat = 0.0
+    ratio_decay: Fraction = Field(0.9, description="share of the old mean ratio that is kept, by noise level")
 
 
 class NoiseConsistency(Section):
@@ -110,6 +142,8 @@ class Training(Section):
     student_lora_rank: Count = Field(0, description="also adapt the student's backbone; 0 keeps it frozen")
     dsm_warmup_steps: Count = Field(0, description="denoising score matching of branches with init: dsm")
     dsm_learning_rate: PositiveFloat = 3e-4
+    regression_steps: Count = Field(0, description="of a new student towards what its teacher makes of the same noise")
+    teacher_steps: PositiveInt = Field(25, description="of the teacher, where its samples are wanted")
     log_every_steps: PositiveInt = 10
     preview_every_steps: PositiveInt = 50
     validate_every_steps: PositiveInt = 50
@@ -131,7 +165,7 @@ class Data(Section):
 
 
 class Recipe(Section):
-    """One run of `jdmctl add-control`, completely."""
+    """One run of `jdmctl add-control` or `jdmctl distill`, completely."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
     seed: Count = 0
@@ -139,18 +173,36 @@ class Recipe(Section):
         "jdm",
         description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher; distribution matching "
         "with a teacher that has such a ControlNet; JDM whose energy is what that ControlNet knows; a new student "
-        "distilled from a teacher that has it",
+        "distilled from a teacher that has it; or from a teacher alone",
     )
     model: Model
-    controls: tuple[Control, ...] = Field(min_length=1)
+    controls: tuple[Control, ...] = ()
     objective: Objective = Objective()
     fake_score: FakeScore = FakeScore()
+    critic: Critic = Critic()
     nct: NoiseConsistency = NoiseConsistency()
     training: Training = Training()
     data: Data
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if bool(self.controls) == (self.method == "distill"):
+            raise ValueError(
+                "method: distill makes a student without controls" if self.controls else "controls: name at least one"
+            )
+        if not (self.model.student or self.method in NEW_STUDENTS):
+            raise ValueError("model.student: required, not given")
+        if self.method in ("nct", "dsm") and (self.needs_critic or self.objective.divergence != _DEFAULT_DIVERGENCE):
+            raise ValueError(f"method: {self.method} matches no distributions: leave out divergence and gan_weight")
+        if self.objective.divergence in SCORE_DIVERGENCES and self.objective.gan_weight:
+            raise ValueError("a score divergence (sim, sid) and gan_weight do not go together")
+        if self.needs_critic and self.critic.positives == "pictures" and self.data.source in ("prompts", "conditions"):
+            raise ValueError(
+                f"a critic needs true samples, and data.source {self.data.source} has none:"
+                " set critic.positives: teacher"
+            )
+        if self.training.regression_steps and self.method != "distill":
+            raise ValueError("training.regression_steps is for method: distill")
         names = [control.name for control in self.controls]
         if len(names) != len(set(names)):
             raise ValueError("controls: the same control is named twice")
@@ -183,6 +235,25 @@ class Recipe(Section):
         return self
 
     @property
+    def matches_distributions(self) -> bool:
+        """Whether a fake score follows the student."""
+        return self.method not in ("nct", "dsm")
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether a ratio critic is trained."""
+        from jdmctl.objectives.divergence import load_divergence
+
+        name = self.objective.divergence
+        if name in (_DEFAULT_DIVERGENCE, *SCORE_DIVERGENCES):
+            return self.objective.gan_weight > 0
+        return load_divergence(name).needs_ratio or self.objective.gan_weight > 0
+
+    @property
+    def needs_teacher_samples(self) -> bool:
+        return self.training.regression_steps > 0 or (self.needs_critic and self.critic.positives == "teacher")
+
+    @property
     def branch_folders(self) -> dict[str, str]:
         """Control -> its branch within the run folder: controlnet, or controlnet-canny and so on if several."""
         names = [control.name for control in self.controls]
@@ -191,6 +262,6 @@ class Recipe(Section):
     @property
     def student_folder(self) -> str:
         """What a run leaves of the student itself: a new one, its LoRA, or nothing where it stays frozen."""
-        if self.method == "redistill":
+        if self.method in NEW_STUDENTS:
             return "student"
         return "student_lora" if self.training.student_lora_rank else ""

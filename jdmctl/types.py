@@ -69,6 +69,7 @@ class Batch:
     texts: tuple[str, ...] = ()  # the captions behind `prompt`, where known
     images: Tensor | None = None  # the pictures behind `conditions`, where known
     latents: Tensor | None = None  # clean samples of the teacher for `prompt`, drawn blind to `conditions`
+    latent_noise: Tensor | None = None  # what those samples were made from
 
     def __len__(self) -> int:
         return self.draws.size

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from jdmctl.cli import add_control, compare, controls, doctor, evaluate, recipes, sample, world
+from jdmctl.cli import add_control, compare, controls, distill, doctor, evaluate, recipes, sample, world
 from jdmctl.errors import JdmError
 
 app = typer.Typer(
@@ -20,11 +20,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("add-control")(add_control.add_control)
+app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.add_typer(world.app, name="world")
 app.command("controls")(controls.controls)
+app.command("divergences")(distill.divergences)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor.doctor)
 

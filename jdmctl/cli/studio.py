@@ -67,6 +67,11 @@ class Studio:
             )
         lora = _finished(adapted[0], "student_lora") if adapted else None
         model = recipes[0].model
+        made = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.student_folder == "student"]
+        if made and len(folders) > 1:
+            raise BadInputError(f"{made[0]} made a student of its own, so it cannot be composed", _ONE_STUDENT)
+        if made:
+            model = model.model_copy(update={"student": str(_finished(made[0], "student"))})
         family = _student_family(model, branches, lora, device)
         return cls(model.student, model.student_time, branches, options, device, family, controls, lora, recipes[0])
 

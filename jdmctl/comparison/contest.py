@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from jdmctl.build import build_controls, build_trained
+from jdmctl.build import build_controls, build_family, build_trained, resolve
 from jdmctl.comparison.heldout import Asked, captioned
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Scenes
 from jdmctl.comparison.sheet import sheet
@@ -62,7 +62,7 @@ class Entrant:
             for run, recipe in zip(runs, recipes, strict=True)
         ]
         for run, own in zip(runs, branches, strict=True):
-            if not all(folder.is_dir() for folder in own.values()):
+            if not all(folder.is_dir() for folder in (*own.values(), run / recipes[0].student_folder)):
                 raise BadInputError(
                     f"the run in {run} has not finished", hint=f"go on with it: jdmctl add-control {run} --resume"
                 )
@@ -74,6 +74,9 @@ class Entrant:
     @property
     def method(self) -> str:
         prompts_only = ", prompts only" if self.recipe.data.source == "prompts" else ""
+        if self.recipe.method == "distill":
+            gan = " with GAN" if self.recipe.objective.gan_weight else ""
+            return f"distill {self.recipe.objective.divergence}{gan}"
         composed = " composed" if len(self.branches) < len(self.runs) else ""
         return self.recipe.method + composed + prompts_only
 
@@ -90,12 +93,12 @@ def score_runs(
     Raises:
         BadInputError: the runs are not on the world in use, and no other pictures are given.
     """
-    if asked.data is None and entrant.recipe.model.student != "tiny":
+    if asked.data is None and entrant.recipe.model.teacher != "tiny":
         raise BadInputError(
             f"{entrant.runs[0]} is not a run on the embedded world", hint="give held-out pictures: --data FOLDER"
         )
     controls = {name: control for recipe in entrant.recipes for name, control in build_controls(recipe, "cpu").items()}
-    base = build_trained(entrant.recipe, None, {})
+    base = build_base(entrant.recipe)
     scenes = asked.open(base.resolution_px).scenes(controls).with_base(base)
     drawings = []
     for family, seed in zip(entrant.families(), entrant.seeds, strict=True):
@@ -114,6 +117,15 @@ def score_runs(
             pictures.parent.mkdir(parents=True, exist_ok=True)
             sheet(scenes, {entrant.method: drawings[0].images}).save(pictures)
     return rows
+
+
+def build_base(recipe: Recipe) -> Any:
+    """The student as it was before a run; for one that was distilled anew, the embedded world's or its teacher."""
+    if recipe.model.student:
+        return build_trained(recipe, None, {})
+    is_tiny = recipe.model.teacher == "tiny"
+    student = "tiny" if is_tiny else resolve(recipe.model.teacher, "teacher")
+    return build_family(recipe.model.model_copy(update={"student": student}), "cpu")
 
 
 def score_pipeline(folder: Path, asked: Asked, command: str, say: Say) -> list[Row]:
@@ -177,13 +189,13 @@ def world_report() -> dict[str, float]:
 def _baselines(scenes: Scenes, entrant: Entrant, say: Say) -> Iterator[tuple[str, int, Drawing]]:
     """(method, backbone passes per picture, drawing): the best possible, no control, and ordinary ControlNets."""
     recipe, seed = entrant.recipe, entrant.seeds[0]
-    family = build_trained(recipe, None, {})
+    family = build_base(recipe)
     yield TRUE, 0, Drawing(scenes.true_images())
     yield ROUND_TRIP, 0, scenes.round_trip(family)
     say("drawing the student without control")
     yield NO_CONTROL, 1, scenes.draw(family, seed, controlled=False)
     shipped = {name: world_folder() / f"controlnet_{name}" for name in scenes.controls}
-    if recipe.model.student != "tiny" or not all(folder.exists() for folder in shipped.values()):
+    if not shipped or recipe.model.student != "tiny" or not all(folder.exists() for folder in shipped.values()):
         return
     say("drawing the student with an ordinary ControlNet plugged in")
     yield "ControlNet plugged in", 1, scenes.draw(build_trained(recipe, None, shipped), seed)

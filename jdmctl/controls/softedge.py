@@ -36,7 +36,7 @@ class SoftEdge:
         return edge_strength(image).repeat(1, 3, 1, 1)  # [B, 3, H, W]
 
     def energy(self, image: Tensor, condition: Tensor) -> Tensor:
-        """Pseudo-Huber distance of e(image) to the condition, [B]: edges count for more than an almost flat background."""
+        """Pseudo-Huber distance of e(image) to the condition, [B]: edges count for more than almost flat ground."""
         return pseudo_huber(edge_strength(image), condition[:, :1], _SMALL)
 
     @torch.no_grad()

@@ -105,6 +105,11 @@ def divergence_names() -> list[str]:
     return [*_BY_NAME, *(f"{family}:NUMBER" for family in _FAMILIES)]
 
 
+def aliases(name: str) -> list[str]:
+    """Other names of a divergence."""
+    return [alias for alias, full in _ALIASES.items() if full == name]
+
+
 def load_divergence(text: str) -> Divergence:
     """The divergence of a name such as js, forward-kl or alpha:0.5; case and _ for - do not matter.
 

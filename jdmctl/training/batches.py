@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from jdmctl.training.draws import SampleDraws
+from jdmctl.training.teacher_samples import TeacherSamples
 from jdmctl.types import Batch, Prompt
 
 
@@ -43,6 +44,8 @@ class Batches:
     process_index: int = 0
     num_processes: int = 1
     device: torch.device | str = "cpu"
+    teacher: TeacherSamples | None = None  # whose samples `teacher_phases` get, for whole prompts
+    teacher_phases: Container[str] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.num_pieces * self.num_processes):
@@ -58,17 +61,22 @@ class Batches:
     def take(self, phase: str, numbers: Sequence[int]) -> Batch:
         """The batch of any global samples of a phase."""
         indices = [self._index(phase, number) for number in numbers]
-        dropped = SampleDraws(self.seed, phase, numbers).uniform("prompt") < self.prompt_dropout
+        by_teacher = self.teacher if phase in self.teacher_phases else None
+        dropout = 0.0 if by_teacher else self.prompt_dropout
+        dropped = SampleDraws(self.seed, phase, numbers).uniform("prompt") < dropout
         texts = [
             "" if drop else self.samples.text(index) for index, drop in zip(indices, dropped.tolist(), strict=True)
         ]
         images, conditions = self.samples.take(indices)
+        latent_noise, latents = by_teacher.take(indices) if by_teacher else (None, None)
         return Batch(
             prompt=self.encode_prompt(texts),
             conditions={name: value.to(self.device) for name, value in conditions.items()},
             draws=SampleDraws(self.seed, phase, numbers, self.device),
             texts=tuple(texts),
             images=None if images is None else images.to(self.device),
+            latents=latents,
+            latent_noise=latent_noise,
         )
 
     def _index(self, phase: str, number: int) -> int:

@@ -135,7 +135,7 @@ class _Loop:
             run = self.checkpoints.folder.parent
             raise RunInterrupted(
                 f"stopped after {stage.name} step {state.step} of {stage.num_steps}; everything is saved in {run}",
-                hint=f"go on with: jdmctl add-control {run} --resume",
+                hint=f"go on with: jdmctl {self.settings.command} {run} --resume",
             )
 
     def is_stopped(self) -> bool:

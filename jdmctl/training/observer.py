@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from jdmctl.sampling import grid
@@ -18,6 +19,18 @@ from jdmctl.training.curve import draw_curve
 from jdmctl.types import Batch, Codec, Student
 
 _PREVIEW_ROWS = 4
+
+
+class Measure(Protocol):
+    """What says how good the student is, and shows it."""
+
+    def measure(self) -> dict[str, float]:
+        """Numbers; `score` chooses the best checkpoint, higher is better."""
+
+    def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Those that matter most."""
+
+    def sheet(self) -> Image.Image: ...
 
 
 class ScoredControl(Protocol):
@@ -66,6 +79,19 @@ class Validation:
             for name, control in self.controls.items()
         }
 
+    def sheet(self) -> Image.Image:
+        """Condition, output, re-extracted condition, their difference, for the first samples."""
+        batch = self.batches[0]
+        image = self.draw(batch)
+        rows = []
+        for control_name, control in self.controls.items():
+            asked = batch.conditions[control_name]
+            found = control.condition(image)
+            for i in range(min(_PREVIEW_ROWS, len(batch))):
+                cells = [asked[i], image[i], found[i], (found[i] - asked[i]).abs()]
+                rows.append((f"{control_name}: {batch.texts[i]}", [cell.cpu() for cell in cells]))
+        return grid(["condition", "output", "re-extracted", "error"], rows)
+
     def _score(self, means: Mapping[str, float]) -> float:
         """Mean over controls of +-log(headline): a fraction gained counts the same for each."""
         logs = [
@@ -80,7 +106,7 @@ class RunObserver:
     """Writes metrics.jsonl, curve.png and previews/ in the run folder, and passes records on."""
 
     folder: Path
-    validation: Validation
+    validation: Measure
     show: Callable[[Mapping[str, Any]], None]
 
     def log(self, record: dict[str, Any]) -> None:
@@ -98,17 +124,8 @@ class RunObserver:
         return self.validation.measure()
 
     def preview(self, name: str) -> None:
-        """previews/step-000100.png: condition, output, re-extracted condition, their difference."""
-        batch = self.validation.batches[0]
-        image = self.validation.draw(batch)
-        rows = []
-        for control_name, control in self.validation.controls.items():
-            asked = batch.conditions[control_name]
-            found = control.condition(image)
-            for i in range(min(_PREVIEW_ROWS, len(batch))):
-                cells = [asked[i], image[i], found[i], (found[i] - asked[i]).abs()]
-                rows.append((f"{control_name}: {batch.texts[i]}", [cell.cpu() for cell in cells]))
+        """previews/step-000100.png"""
         path = self.folder / "previews" / f"{name}.png"
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            grid(["condition", "output", "re-extracted", "error"], rows).save(path)
+            self.validation.sheet().save(path)

@@ -98,3 +98,4 @@ class Settings:
     save_every_steps: int = 100
     validate_every_steps: int = 50
     preview_every_steps: int = 50
+    command: str = "add-control"  # to be told when a run is interrupted

@@ -20,7 +20,7 @@ from jdmctl.errors import JdmError
 from jdmctl.training.atomic import whole_folder, write_text
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.loop import fit
-from jdmctl.training.observer import RunObserver, Validation
+from jdmctl.training.observer import Measure, RunObserver
 from jdmctl.training.plan import BatchSource, Settings, Stage
 from jdmctl.training.state import Stateful
 
@@ -35,7 +35,7 @@ class Run:
     stages: Sequence[Stage]
     batches: BatchSource
     settings: Settings
-    validation: Validation
+    validation: Measure
     extra: Mapping[str, Stateful]
     products: Mapping[str, Callable[[Path], None]]  # folder name -> writes the weights into it
 

@@ -27,6 +27,12 @@ class Pictures(Protocol):
     def image(self, index: int) -> Tensor: ...  # [3, H, W] in [0, 1]
 
 
+class Prompts(Protocol):
+    def __len__(self) -> int: ...
+
+    def text(self, index: int) -> str: ...
+
+
 class ConditionMaps(Protocol):
     def __len__(self) -> int: ...
 
@@ -115,10 +121,26 @@ class MapSamples:
 
 
 @dataclass(frozen=True)
+class PromptSamples:
+    """Prompts with nothing beside them."""
+
+    prompts: Prompts
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def text(self, index: int) -> str:
+        return self.prompts.text(index)
+
+    def take(self, indices: Sequence[int]) -> tuple[None, dict[str, Tensor]]:
+        return None, {}
+
+
+@dataclass(frozen=True)
 class Part:
     """A run of the samples: a split."""
 
-    whole: PictureSamples | MapSamples
+    whole: PictureSamples | MapSamples | PromptSamples
     indices: range
 
     def __len__(self) -> int:
@@ -131,7 +153,9 @@ class Part:
         return self.whole.take([self.indices[index] for index in indices])
 
 
-def split(whole: PictureSamples | MapSamples, num_samples: int, num_validation: int) -> tuple[Part, Part]:
+def split(
+    whole: PictureSamples | MapSamples | PromptSamples, num_samples: int, num_validation: int
+) -> tuple[Part, Part]:
     """The first samples to train on, the last ones held out.
 
     `num_samples` 0 takes all. At most a quarter is held out; from fewer than four samples nothing

@@ -1,0 +1,91 @@
+"""`jdmctl distill`: a one-step student from a multi-step teacher; and the divergences that it may descend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption, SetOption
+from jdmctl.cli.output import Output, mode
+from jdmctl.cli.training import data_changes, plan, show, train_and_tell
+
+
+def distill(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="tiny/distill, a file, or a run folder.")] = "",
+    teacher: Annotated[
+        str,
+        typer.Option("--teacher", "--pretrained_model_name_or_path", help="Pipeline: folder, hub name or tiny."),
+    ] = "",
+    data: Annotated[
+        str, typer.Option("--data", "--train_data_dir", help="Folder with metadata.jsonl, file of prompts, or tiny.")
+    ] = "",
+    divergence: Annotated[str, typer.Option(help="reverse-kl, js ...; jdmctl divergences lists them.")] = "",
+    gan_weight: Annotated[float | None, typer.Option(min=0, help="Of a critic's verdict; 0 is without.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Of the teacher.")] = None,
+    num_steps: Annotated[
+        int | None, typer.Option("--num-steps", "--max_train_steps", help="Updates of the student.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "--train_batch_size", help="Of one update, over all processes.")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", "--learning_rate", help="Of the student.")
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", "--mixed_precision", help="fp32 (no) or bf16.")] = "",
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    overrides: SetOption = [],  # noqa: B006
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", "--output_dir", help="Run folder; default runs/NAME.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly from the last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe and sizes, then stop.")] = False,
+    device: DeviceOption = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Make a one-step student of a teacher (Diff-Instruct, DMD, and f-distill for other divergences).
+
+    Say what by a recipe, or by --teacher and --data alone; other options change the recipe. What comes out is an
+    ordinary StableDiffusionPipeline that draws in one step.
+    """
+    changes: dict[str, Any] = {
+        "model.teacher": teacher,
+        **data_changes(data),
+        "objective.divergence": divergence,
+        "objective.gan_weight": gan_weight,
+        "objective.guidance_scale": guidance_scale,
+        "training.num_steps": num_steps,
+        "training.batch_size": batch_size,
+        "training.learning_rate": learning_rate,
+        "training.precision": "fp32" if precision == "no" else precision,
+        "seed": seed,
+    }
+    given = {key: value for key, value in changes.items() if value not in ("", None)}
+    with Output(mode(as_json, quiet)) as out:
+        planned, folder = plan(recipe, given, overrides, output, resume, command="distill")
+        if dry_run:
+            show(planned, device, out)
+        else:
+            train_and_tell(planned, folder, device, resume, out)
+
+
+def divergences(as_json: JsonOption = False) -> None:
+    """List what a student may descend towards its teacher, and how much a sample of each density ratio counts."""
+    import torch
+
+    from jdmctl.objectives.divergence import aliases, divergence_names, load_divergence
+    from jdmctl.recipe import SCORE_DIVERGENCES
+
+    ratios = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    columns = ["name", "also", *(f"h({ratio:g})" for ratio in ratios)]
+    rows = []
+    for name in divergence_names():
+        found = load_divergence(name.replace("NUMBER", "0.5"))
+        weights = found.log_weight(ratios.log()).exp().tolist()
+        rows.append(dict(zip(columns, [name, ", ".join(aliases(name)), *(f"{w:.3g}" for w in weights)], strict=True)))
+    rows += [dict.fromkeys(columns, "") | {"name": name, "also": "a distance of scores"} for name in SCORE_DIVERGENCES]
+    out = Output(mode(as_json))
+    out.table(rows, columns)
+    out.note("h(r): weight of a sample that the teacher finds r times as likely as the student does (NUMBER at 0.5)")

@@ -1,0 +1,100 @@
+"""From a command's options to a recipe, and from the recipe to a finished run: what all training commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jdmctl.errors import RecipeError
+
+if TYPE_CHECKING:
+    from jdmctl.cli.output import Output
+    from jdmctl.recipe import Recipe
+
+
+def plan(
+    name: str,
+    changes: dict[str, Any],
+    overrides: Sequence[str],
+    output: Path | None,
+    resume: bool,
+    init: str = "",
+    command: str = "add-control",
+) -> tuple[Recipe, Path]:
+    """The recipe to run and the folder to run it in; a resumed run keeps its own recipe, but for the changes.
+
+    Raises RecipeError for a recipe that is not valid, or that another command runs.
+    """
+    from jdmctl.recipe_files import load_recipe, parse_recipe, read_values, set_value
+    from jdmctl.training.run import RECIPE_FILE, require_resumable
+
+    folder, source = output, name
+    if resume:
+        if not folder:
+            folder = Path(name) if not name or Path(name).is_dir() else Path("runs", load_recipe(name).name)
+        require_resumable(folder)
+        source = str(folder / RECIPE_FILE)
+    if source:
+        values = read_values(source)
+    elif changes:
+        source = "the recipe made from these options"
+        names = [control["name"] for control in changes.get("controls", [])]
+        values = {"name": "-".join(names) or command, "model": {}, "data": {}}
+    else:
+        raise RecipeError("there is nothing to train", hint="give a recipe: jdmctl recipes ls   lists them")
+    for path, value in changes.items():
+        set_value(values, path, value)
+    for number in range(len(values.get("controls", [])) if init else 0):
+        set_value(values, f"controls.{number}.init", init)
+    if "method" not in values and command == "distill":
+        values["method"] = "distill"
+    recipe = parse_recipe(values, overrides, source)
+    if (recipe.method == "distill") != (command == "distill"):
+        other = "distill" if recipe.method == "distill" else "add-control"
+        raise RecipeError(f"{source} is a recipe of jdmctl {other}", hint=f"jdmctl {other} {name or source}")
+    return recipe, folder or Path("runs", recipe.name)
+
+
+def data_changes(data: str) -> dict[str, str]:
+    """Which kind of data a path is."""
+    if data in ("", "tiny"):
+        return {"data.source": data}
+    source, metadata = "images", Path(data, "metadata.jsonl")
+    if Path(data).is_file() or Path(data).suffix in (".txt", ".jsonl"):
+        source = "prompts"
+    elif metadata.is_file():
+        with metadata.open(encoding="utf-8", errors="replace") as lines:
+            first = lines.readline()
+        source = "conditions" if '"conditioning_image' in first else "images"
+    return {"data.source": source, "data.path": data}
+
+
+def show(recipe: Recipe, device: str, out: Output) -> None:
+    from jdmctl.build import count_parameters
+    from jdmctl.recipe_files import to_yaml
+
+    counts = count_parameters(recipe, device or "cpu")
+    lines = [f"{role.replace('_', ' ')}: {number / 1e6:.2f} M parameters" for role, number in counts.items()]
+    record = {"event": "plan", "recipe": recipe.model_dump(mode="json"), "parameters": counts}
+    out.result(record, to_yaml(recipe) + "\n" + "\n".join(lines))
+
+
+def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out: Output) -> None:
+    from jdmctl.build_run import build_run
+    from jdmctl.recipe_files import to_yaml
+    from jdmctl.training.run import make_accelerator, require_new, train
+
+    if not resume:
+        require_new(folder)
+    accelerator = make_accelerator(device, recipe.training.precision)
+    accelerator.wait_for_everyone()  # no process may write before all have looked at the folder
+    if accelerator.is_main_process:
+        out.note(to_yaml(recipe))
+    run = build_run(recipe, accelerator)
+    done = train(run, folder, accelerator, out.event, resume)
+    if accelerator.is_main_process:
+        record = {"event": "done", "run": str(folder), "num_processes": accelerator.num_processes, **done}
+        products = "\n".join(done["products"].values())
+        out.result(record, products)
+        out.note(f"previews are in {folder / 'previews'}; draw some more: jdmctl sample {folder}")

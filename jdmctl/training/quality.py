@@ -1,0 +1,59 @@
+"""How good a student without controls is while it trains: the distance of its pictures to true ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from jdmctl.evaluation.fidelity import frechet_distance
+from jdmctl.evaluation.manifold import precision_and_recall
+from jdmctl.sampling import grid
+from jdmctl.types import Batch, Codec, Student
+
+_PREVIEW_ROWS = 6
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Frechet distance, precision and recall of pictures from the same noise and prompts each time."""
+
+    student: Student
+    codec: Codec
+    latent_shape: tuple[int, int, int]
+    batches: Sequence[Batch]
+    features: Callable[[Tensor], Tensor]  # images [N, 3, H, W] in [0, 1] -> [N, D]
+    reference: Tensor  # [M, D]
+    goals: Tensor | None = None  # [n, 3, H, W]: what the teacher draws for the first prompts
+
+    @torch.no_grad()
+    def draw(self, batch: Batch) -> Tensor:
+        """[B, 3, H, W] in [0, 1]."""
+        noise = batch.draws.normal("student_noise", self.latent_shape)
+        return self.codec.decode(self.student.generate(noise, batch.prompt)).clamp(0, 1)
+
+    def measure(self) -> dict[str, float]:
+        """frechet, precision, recall; the score is -log(frechet)."""
+        features = self.features(torch.cat([self.draw(batch) for batch in self.batches]))
+        within, covered = precision_and_recall(features, self.reference)
+        frechet = frechet_distance(features, self.reference)
+        found = {"precision": within.double().mean().item(), "recall": covered.double().mean().item()}
+        return {"frechet": frechet, **found, "score": -math.log(max(frechet, 1e-12))}
+
+    def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {name: values[name] for name in ("frechet", "recall")}
+
+    def sheet(self) -> Image.Image:
+        """What the student draws, beside what the teacher does from other noise."""
+        batch = self.batches[0]
+        images = self.draw(batch).cpu()
+        goals = [] if self.goals is None else [self.goals.cpu()]
+        rows = [
+            (batch.texts[i], [images[i], *(goal[i] for goal in goals)])
+            for i in range(min(_PREVIEW_ROWS, len(batch), *(len(goal) for goal in goals)))
+        ]
+        return grid(["student", *("teacher" for _ in goals)], rows)

@@ -1,0 +1,184 @@
+"""`jdmctl distill` from the command to a student that plain diffusers draws with, on random tiny models."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+
+from jdmctl.cli import app as cli
+from jdmctl.errors import RecipeError
+from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.training.steps.regression import RegressionStep
+from jdmctl.training.teacher_samples import TeacherSamples
+from jdmctl.types import Batch
+
+QUICK = (
+    "training.batch_size=4",
+    "training.num_steps=2",
+    "training.validate_every_steps=1",
+    "training.preview_every_steps=2",
+    "training.log_every_steps=1",
+    "training.teacher_steps=2",
+    "fake_score.warmup_min_steps=0",
+    "fake_score.warmup_max_steps=1",
+    "fake_score.rank=2",
+    "objective.guidance_scale=1.5",
+    "data.num_validation_samples=4",
+)
+SET = [word for change in QUICK for word in ("--set", change)]
+
+
+@pytest.fixture
+def jdmctl(monkeypatch, capsys):
+    def run(*words) -> str:
+        AcceleratorState._reset_state()
+        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.app()
+        captured = capsys.readouterr()
+        assert not left.value.code, captured.err
+        return captured.out
+
+    return run
+
+
+def records(run: str, event: str) -> list[dict]:
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+@pytest.fixture
+def many_photos(tmp_path):
+    from tiny_sd import write_photos
+
+    folder = tmp_path / "many"
+    folder.mkdir()
+    write_photos(folder, number=24)
+    return folder
+
+
+def test_a_student_of_a_teacher_and_pictures(in_tiny_world, tiny_folders, many_photos, jdmctl):
+    """js needs a ratio, so a critic is trained; the student is another network than its teacher."""
+    teacher = tiny_folders[0]
+    out = jdmctl(
+        "distill", "--teacher", teacher, "--data", many_photos, "--divergence", "js", "--gan-weight", 0.01, *SET,
+        "-o", "run",
+    )  # fmt: skip
+    assert out.strip() == "run/student"
+    steps = [record for record in records("run", "step") if record["stage"] == "training"]
+    assert {"fidelity_norm", "critic_loss", "critic_accuracy", "fake_score_loss"} <= steps[0].keys()
+    validation = records("run", "validation")[-1]
+    assert set(validation["adherence"]) == {"frechet", "recall"} and validation["frechet"] > 0
+    pipe = StableDiffusionPipeline.from_pretrained("run/student", safety_checker=None)
+    teacher_unet = UNet2DConditionModel.from_pretrained(teacher, subfolder="unet")
+    assert any(not torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), teacher_unet.parameters(), strict=True))
+    image = pipe("a red box", num_inference_steps=1, guidance_scale=1.0, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
+    assert pipe.scheduler.timesteps.tolist() == [999]
+    assert load_recipe("run").method == "distill"
+
+    jdmctl("sample", "run", "-p", "a red box", "-o", "drawn")
+    assert Path("drawn/grid.png").exists()
+
+
+@pytest.mark.parametrize("divergence", ["sim", "alpha:0.5"])
+def test_prompts_alone_and_the_teacher_s_own_samples(in_tiny_world, tiny_folders, jdmctl, divergence):
+    """No picture anywhere: regression pairs, the critic's positives and the reference are the teacher's."""
+    Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(24)))
+    jdmctl(
+        "distill", "--teacher", tiny_folders[0], "--data", "prompts.txt", "--divergence", divergence, *SET, "-o", "run",
+        "--set", "critic.positives=teacher", "--set", "training.regression_steps=2",
+    )  # fmt: skip
+    stages = [record["stage"] for record in records("run", "step")]
+    assert stages[:2] == ["regression", "regression"]
+    assert Path("run/student/model_index.json").exists()
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders, many_photos, jdmctl):
+    """The ratio's running means are a part of the state: without them the second half would weigh otherwise."""
+    words = ("--teacher", tiny_folders[0], "--data", many_photos, "--divergence", "forward-kl", *SET,
+             "--set", "training.save_every_steps=1", "--set", "training.lr_warmup_steps=1")  # fmt: skip
+    jdmctl("distill", *words, "--num-steps", 4, "-o", "whole")
+    jdmctl("distill", *words, "--num-steps", 2, "-o", "half")
+    jdmctl("distill", "half", "--resume", "--num-steps", 4)
+    whole, half = (_tensors(Path(run, "checkpoints", "step-000004")) for run in ("whole", "half"))
+    assert whole.keys() == half.keys() and any("critic" in name for name in whole)
+    assert all(torch.equal(whole[name], half[name]) for name in whole)
+
+
+def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{file.name} {name}": value
+        for file in checkpoint.glob("*.safetensors")
+        for name, value in load_file(file).items()
+    }
+
+
+def test_recipes_find_their_own_command(in_tiny_world, monkeypatch, capsys):
+    for words, hint in (
+        (["distill", "tiny/canny"], "add-control tiny/canny"),
+        (["add-control", "tiny/distill"], "distill tiny"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["jdmctl", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert f"jdmctl {other} {recipe}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["objective.divergence=jss"], "no divergence is named 'jss'"),
+        (["objective.divergence=sim", "objective.gan_weight=0.1"], "do not go together"),
+        (["objective.divergence=js", "data.source=prompts", "data.path=x.txt"], "critic.positives: teacher"),
+        (["method=jdm"], "name at least one"),
+        (["controls=[{name: canny}]"], "without controls"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(changes, message):
+    values = {"name": "x", "method": "distill", "model": {"teacher": "tiny"}, "data": {"source": "tiny"}}
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(values, changes)
+
+
+def test_a_teacher_s_sample_does_not_depend_on_who_asks():
+    """Its noise and answer follow from its number alone, in any order and company."""
+    asked = []
+
+    def sample(noise, texts):
+        asked.append(len(texts))
+        return noise * torch.arange(1, len(texts) + 1).view(-1, 1, 1, 1)
+
+    def make():
+        return TeacherSamples(sample, str, 40, (1, 2, 2), seed=3)
+
+    noise, latents = make().take([35, 2, 17])
+    again, others = make().take([2, 35])
+    assert torch.equal(noise[[1, 0]], again) and torch.equal(latents[[1, 0]], others)
+    torch.testing.assert_close(latents[2], noise[2] * 2)  # 17 is the second of its chunk of 16
+    assert asked == [8, 16, 16, 16, 8]
+
+
+def test_regression_is_zero_where_the_student_is_its_teacher():
+    class Student:
+        def generate(self, noise, prompt, controls):
+            return 2 * noise
+
+    noise = torch.ones(3, 1, 2, 2)
+    step = RegressionStep(Student(), ())
+    batch = Batch(None, {}, None, latents=2 * noise, latent_noise=noise)
+    assert step.loss(batch).total == 0
+    off = Batch(None, {}, None, latents=2 * noise + 0.1, latent_noise=noise)
+    # pseudo-Huber of 0.1 with c = 0.1: 0.1 (sqrt 2 - 1)
+    assert step.loss(off).total.item() == pytest.approx(0.1 * (2**0.5 - 1))
+
+
+def test_divergences_are_listed_with_their_weights(jdmctl):
+    rows = {row["name"]: row for row in map(json.loads, jdmctl("divergences", "--json").splitlines())}
+    assert rows["forward-kl"]["h(10)"] == "10" and rows["reverse-kl"]["h(0.1)"] == "1"
+    assert "hellinger" in rows["squared-hellinger"]["also"] and "sid" in rows
