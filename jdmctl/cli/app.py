@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from jdmctl.cli import add_control, compare, controls, doctor, recipes, sample, world
+from jdmctl.cli import add_control, compare, controls, doctor, recipes, rewards, sample, world
 from jdmctl.errors import JdmError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app.command("sample")(sample.sample)
 app.command("compare")(compare.compare)
 app.add_typer(world.app, name="world")
 app.command("controls")(controls.controls)
+app.command("rewards")(rewards.rewards)
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor.doctor)
 
