@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from jdmctl.cli import add_control, compare, controls, doctor, recipes, rewards, sample, world
+from jdmctl.cli import add_control, compare, controls, doctor, recipes, reward, rewards, sample, world
 from jdmctl.errors import JdmError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("compare")(compare.compare)
 app.add_typer(world.app, name="world")
 app.command("controls")(controls.controls)
 app.command("rewards")(rewards.rewards)
+app.add_typer(reward.app, name="reward")
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor.doctor)
 
