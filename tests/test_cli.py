@@ -43,7 +43,7 @@ def test_help_loads_nothing_heavy():
     assert not modules_after("--help") & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["add-control", "recipes", "sample", "world"])
+@pytest.mark.parametrize("command", ["add-control", "recipes", "reward", "rewards", "sample", "world"])
 def test_help_of_a_command_loads_nothing_heavy(command):
     """Typer itself reads a command's options by pydantic."""
     assert not modules_after(command, "--help") & (set(HEAVY) - {"pydantic"})
@@ -57,7 +57,7 @@ def test_listing_recipes_and_checking_one_does_not_load_torch():
 def test_help_names_every_command(jdmctl):
     code, out, _ = jdmctl("--help")
     assert code == 0
-    for command in ("add-control", "sample", "world", "recipes", "controls", "doctor"):
+    for command in ("add-control", "sample", "world", "recipes", "controls", "rewards", "reward", "doctor"):
         assert command in out
 
 

@@ -112,22 +112,17 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders,
 
 
 def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {
-        f"{file.name} {name}": value
-        for file in checkpoint.glob("*.safetensors")
-        for name, value in load_file(file).items()
-    }
+    loaded = {file.name: load_file(file) for file in checkpoint.glob("*.safetensors")}
+    return {f"{file} {name}": value for file, tensors in loaded.items() for name, value in tensors.items()}
 
 
 def test_recipes_find_their_own_command(in_tiny_world, monkeypatch, capsys):
-    for words, hint in (
-        (["distill", "tiny/canny"], "add-control tiny/canny"),
-        (["add-control", "tiny/distill"], "distill tiny"),
-    ):
-        monkeypatch.setattr(sys, "argv", ["jdmctl", *words])
+    commands = {"distill": "tiny/canny", "add-control": "tiny/distill"}
+    for command, other in (("distill", "add-control"), ("add-control", "distill")):
+        monkeypatch.setattr(sys, "argv", ["jdmctl", command, commands[command]])
         with pytest.raises(SystemExit):
             cli.main()
-        assert f"jdmctl {other} {recipe}" in capsys.readouterr().err
+        assert f"jdmctl {other} {commands[command]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,9 @@
 
 5  cli/                                   words in, words out
 4  recipe*.py  build.py  tinyworld/  comparison/   the only place that knows both recipes and objects
-3  training/  sampling.py  evaluation/    procedures
+3  training/  sampling.py  evaluation/  feedback/   procedures
 2  families/  controls/  rewards/  data/  things with weights or files, apart from one another
-1  diffusion/  objectives/  weights.py    mathematics; the look into a weight file before loading
+1  diffusion/  objectives/  weights.py  registry.py   mathematics; a look into a weight file; finding by name
 0  types.py  errors.py  _compat.py        words
 """
 
@@ -31,6 +31,7 @@ FLOORS = {
     "training": 3,
     "sampling": 3,
     "evaluation": 3,
+    "feedback": 3,
     "families": 2,
     "controls": 2,
     "rewards": 2,
@@ -38,6 +39,7 @@ FLOORS = {
     "diffusion": 1,
     "objectives": 1,
     "weights": 1,
+    "registry": 1,
     "types": 0,
     "errors": 0,
     "_compat": 0,
@@ -100,6 +102,8 @@ def test_imports_go_down_only():
         ("objectives", "diffusion", False),
         ("training", "families", False),
         ("controls", "families", True),
+        ("rewards", "controls", True),
+        ("feedback", "rewards", False),
         ("controls", "training", True),
         ("diffusion", "training", True),
         ("errors", "types", False),

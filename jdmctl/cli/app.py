@@ -7,7 +7,19 @@ import sys
 
 import typer
 
-from jdmctl.cli import add_control, compare, controls, distill, doctor, evaluate, recipes, sample, world
+from jdmctl.cli import (
+    add_control,
+    compare,
+    controls,
+    distill,
+    doctor,
+    evaluate,
+    recipes,
+    reward,
+    rewards,
+    sample,
+    world,
+)
 from jdmctl.errors import JdmError
 
 app = typer.Typer(
@@ -27,6 +39,8 @@ app.command("compare")(compare.compare)
 app.add_typer(world.app, name="world")
 app.command("controls")(controls.controls)
 app.command("divergences")(distill.divergences)
+app.command("rewards")(rewards.rewards)
+app.add_typer(reward.app, name="reward")
 app.add_typer(recipes.app, name="recipes")
 app.command("doctor")(doctor.doctor)
 

@@ -5,18 +5,15 @@ Another package adds a control by an entry point in the group `jdmctl.controls` 
 
 from __future__ import annotations
 
-import difflib
-import inspect
-from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from jdmctl.controls import CONTROLS
-from jdmctl.errors import JdmError
+from jdmctl.registry import Registry
 
 if TYPE_CHECKING:  # listing names must not load torch
     from torch import Tensor
 
-GROUP = "jdmctl.controls"
+_REGISTRY = Registry("control", "jdmctl.controls", CONTROLS)
 
 
 class Control(Protocol):
@@ -47,7 +44,7 @@ class Control(Protocol):
 
 def control_names() -> list[str]:
     """The names of all controls, built in and installed; none is imported."""
-    return sorted(_entry_points())
+    return _REGISTRY.names()
 
 
 def load_control(name: str, **options: Any) -> Control:
@@ -56,68 +53,12 @@ def load_control(name: str, **options: Any) -> Control:
     Raises:
         JdmError: no control has that name, it cannot be imported, or it does not take the options.
     """
-    points = _entry_points()
-    if name not in points:
-        raise JdmError(f"no control is named '{name}'", hint=_suggestion(name, sorted(points)))
-    control_class = _load(points[name])
-    _check_options(name, control_class, options)
-    return control_class(**options)
+    return _REGISTRY.make(name, options)
 
 
 def describe_controls() -> list[dict[str, str]]:
     """One row per control: name, gradient, headline, from (the package) and description."""
-    return [_describe(name, point) for name, point in sorted(_entry_points().items())]
-
-
-def _entry_points() -> dict[str, EntryPoint]:
-    installed = {point.name: point for point in entry_points(group=GROUP)}
-    return installed | {name: EntryPoint(name, path, GROUP) for name, path in CONTROLS.items()}
-
-
-def _load(point: EntryPoint) -> Any:
-    try:
-        return point.load()
-    except (ImportError, AttributeError) as problem:
-        raise JdmError(
-            f"the control '{point.name}' cannot be imported from {point.value}: {problem}",
-            hint=f"reinstall {_package(point)}, or tell its authors",
-        ) from problem
-
-
-def _describe(name: str, point: EntryPoint) -> dict[str, str]:
-    row = {"name": name, "gradient": "", "headline": "", "from": _package(point)}
-    try:
-        control = _load(point)
-    except JdmError as problem:
-        return row | {"description": str(problem)}
-    return row | {
-        "gradient": control.gradient,
-        "headline": control.headline,
-        "description": control.description,
-    }
-
-
-def _package(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else point.value.partition(".")[0]
-
-
-def _check_options(name: str, control_class: Any, options: dict[str, Any]) -> None:
-    known = inspect.signature(control_class).parameters
-    for option in options:
-        if option not in known:
-            raise JdmError(
-                f"the control '{name}' has no option '{option}'",
-                hint=_suggestion(option, list(known)) if known else "it takes no options",
-            )
-    required = [key for key, value in known.items() if value.default is value.empty]
-    missing = [option for option in required if option not in options]
-    if missing:
-        raise JdmError(
-            f"the control '{name}' needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
-            hint=f"give options: {{{missing[0]}: ...}} beside the control's name in the recipe",
-        )
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+    return [
+        row | {key: getattr(control, key) if control else "" for key in ("gradient", "headline")}
+        for row, control in _REGISTRY.described()
+    ]

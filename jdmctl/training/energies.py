@@ -1,14 +1,17 @@
-"""Controls as the energies of a step."""
+"""Controls and rewards as the energies of a step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from jdmctl.types import Batch
+from jdmctl.errors import BadInputError
+from jdmctl.types import Batch, Draws
 
 
 class DifferentiableControl(Protocol):
@@ -37,3 +40,59 @@ class ControlEnergy:
             return self.control.energy(image, batch.conditions[self.name])
         with torch.autocast(image.device.type, enabled=False):
             return self.control.energy(image, batch.conditions[self.name])
+
+
+class DifferentiableReward(Protocol):
+    name: str
+    reads_text: bool
+
+    def __call__(self, image: Tensor, texts: Sequence[str]) -> Tensor: ...  # [B], higher is better
+
+
+@dataclass(frozen=True)
+class RewardEnergy:
+    """-R(image, caption): the taste p(like | image) is proportional to exp(R / beta), and beta is one over the weight.
+
+    With a `threshold` relu(threshold - R) instead, as ImageReward's ReFL has it: a picture that is good enough is left
+    alone, where an unbounded reward would go on and ruin it. With `crop` in (0, 1) the reward sees a random window of
+    that share of each side, the same for all rewards of a batch: what pleases one reward at one place of the picture
+    only pleases it less.
+
+    Raises:
+        BadInputError: the share is not in (0, 1], or the reward reads captions and the data has none.
+    """
+
+    reward: DifferentiableReward
+    threshold: float | None = None
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise BadInputError(f"{self.name}: crop is {self.crop}", hint="choose a share above 0 and up to 1")
+
+    @property
+    def name(self) -> str:
+        return self.reward.name
+
+    def __call__(self, image: Tensor, batch: Batch) -> Tensor:
+        if self.reward.reads_text and len(batch.texts) != len(image):
+            raise BadInputError(
+                f"the reward {self.name} reads captions, the data has none",
+                hint="give data with captions, or a reward that does not read them",
+            )
+        reward = self.reward(random_window(image, self.crop, batch.draws), batch.texts)
+        return -reward if self.threshold is None else functional.relu(self.threshold - reward)
+
+
+def random_window(image: Tensor, share: float, draws: Draws) -> Tensor:
+    """A window [B, 3, round(share H), round(share W)] of each image [B, 3, H, W], anywhere with equal odds."""
+    if share == 1:
+        return image
+    indices = []
+    for axis, length in (("row", image.shape[2]), ("column", image.shape[3])):
+        size = max(1, round(share * length))
+        first = (draws.uniform(f"window {axis}").to(image.device) * (length - size + 1)).long()  # [B]
+        indices.append(first[:, None] + torch.arange(size, device=image.device))
+    rows, columns = indices
+    sample = torch.arange(len(image), device=image.device)[:, None, None]
+    return image.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
