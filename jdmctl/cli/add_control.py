@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption, SetOption
+from jdmctl.cli.options import (
+    BatchSizeOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    LearningRateOption,
+    NumStepsOption,
+    PrecisionOption,
+    QuietOption,
+    ResumeOption,
+    RunOption,
+    SeedOption,
+    SetOption,
+    TrainDataOption,
+)
 from jdmctl.cli.output import Output, mode
 from jdmctl.cli.training import data_changes, plan, show, train_and_tell
 
@@ -23,37 +36,27 @@ def add_control(
         typer.Option("--teacher", "--pretrained_model_name_or_path", help="Pipeline that the student was made from."),
     ] = "",
     control: Annotated[list[str], typer.Option(help="Control to learn; may be repeated.")] = [],  # noqa: B006
-    data: Annotated[
-        str, typer.Option("--data", "--train_data_dir", help="Folder with metadata.jsonl, file of prompts, or tiny.")
-    ] = "",
+    data: TrainDataOption = "",
     divergence: Annotated[str, typer.Option(help="From the teacher; jdmctl divergences lists them.")] = "",
     method: Annotated[str, typer.Option(help="jdm; or nct, dsm, dmd-control, implicit, redistill.")] = "",
     init: Annotated[
         str, typer.Option("--init", "--controlnet_model_name_or_path", help="ControlNet to start from.")
     ] = "",
-    num_steps: Annotated[
-        int | None, typer.Option("--num-steps", "--max_train_steps", help="Updates of the student.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "--train_batch_size", help="Of one update, over all processes.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--learning_rate", help="Of the student.")
-    ] = None,
+    num_steps: NumStepsOption = None,
+    batch_size: BatchSizeOption = None,
+    learning_rate: LearningRateOption = None,
     lr_schedule: Annotated[
         str, typer.Option("--lr-schedule", "--lr_scheduler", help="constant, or linear: falls to 0.")
     ] = "",
     lr_warmup_steps: Annotated[
         int | None, typer.Option("--lr-warmup-steps", "--lr_warmup_steps", help="Updates until the full rate.")
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", "--mixed_precision", help="fp32 (no) or bf16.")] = "",
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    precision: PrecisionOption = "",
+    seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", "--output_dir", help="Run folder; default runs/NAME.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly from the last checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe and sizes, then stop.")] = False,
+    output: RunOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
     device: DeviceOption = "",
     as_json: JsonOption = False,
     quiet: QuietOption = False,

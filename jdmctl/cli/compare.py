@@ -8,8 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jdmctl.cli.evaluate import NumOption, ResultsOption, SplitOption, keep
-from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption
+from jdmctl.cli.evaluate import keep
+from jdmctl.cli.options import (
+    DEFAULT_FEATURES,
+    DeviceOption,
+    FeaturesOption,
+    HeldOutOption,
+    JsonOption,
+    NumOption,
+    QuietOption,
+    ReferenceOption,
+    ResultsOption,
+    SplitOption,
+)
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
 
@@ -40,15 +51,9 @@ def compare(
         float("inf")
     ),
     teacher_steps: Annotated[str, typer.Option(help="Steps of the teacher with dsm's ControlNet.")] = "10,25,50",
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of held-out captioned pictures; the embedded world has its own.")
-    ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to measure distances to; default: every other of --data.")
-    ] = None,
-    features: Annotated[
-        str, typer.Option(help="With --data: inception, or a vision model of transformers, for distances.")
-    ] = "openai/clip-vit-base-patch32",
+    data: HeldOutOption = None,
+    reference: ReferenceOption = None,
+    features: FeaturesOption = DEFAULT_FEATURES,
     split: SplitOption = "test",
     num: NumOption = 500,
     results: ResultsOption = None,

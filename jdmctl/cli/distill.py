@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption, SetOption
+from jdmctl.cli.options import (
+    BatchSizeOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    LearningRateOption,
+    NumStepsOption,
+    PrecisionOption,
+    QuietOption,
+    ResumeOption,
+    RunOption,
+    SeedOption,
+    SetOption,
+    TrainDataOption,
+)
 from jdmctl.cli.output import Output, mode
 from jdmctl.cli.training import data_changes, plan, show, train_and_tell
 
@@ -18,29 +31,19 @@ def distill(
         str,
         typer.Option("--teacher", "--pretrained_model_name_or_path", help="Pipeline: folder, hub name or tiny."),
     ] = "",
-    data: Annotated[
-        str, typer.Option("--data", "--train_data_dir", help="Folder with metadata.jsonl, file of prompts, or tiny.")
-    ] = "",
+    data: TrainDataOption = "",
     divergence: Annotated[str, typer.Option(help="reverse-kl, js ...; jdmctl divergences lists them.")] = "",
     gan_weight: Annotated[float | None, typer.Option(min=0, help="Of a critic's verdict; 0 is without.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Of the teacher.")] = None,
-    num_steps: Annotated[
-        int | None, typer.Option("--num-steps", "--max_train_steps", help="Updates of the student.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "--train_batch_size", help="Of one update, over all processes.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", "--learning_rate", help="Of the student.")
-    ] = None,
-    precision: Annotated[str, typer.Option("--precision", "--mixed_precision", help="fp32 (no) or bf16.")] = "",
-    seed: Annotated[int | None, typer.Option(min=0, help="Of everything random.")] = None,
+    num_steps: NumStepsOption = None,
+    batch_size: BatchSizeOption = None,
+    learning_rate: LearningRateOption = None,
+    precision: PrecisionOption = "",
+    seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", "--output_dir", help="Run folder; default runs/NAME.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on exactly from the last checkpoint.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the recipe and sizes, then stop.")] = False,
+    output: RunOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
     device: DeviceOption = "",
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jdmctl.cli.options import JsonOption, QuietOption
+from jdmctl.cli.options import (
+    DEFAULT_FEATURES,
+    FeaturesOption,
+    HeldOutOption,
+    JsonOption,
+    NumOption,
+    QuietOption,
+    ReferenceOption,
+    ResultsOption,
+    SplitOption,
+)
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
 
@@ -15,28 +25,14 @@ if TYPE_CHECKING:
     from jdmctl.comparison.heldout import Asked
     from jdmctl.evaluation.results import Row
 
-SplitOption = Annotated[Literal["val", "test"], typer.Option(help="val to choose by, test to report.")]
-NumOption = Annotated[int, typer.Option(min=8, help="Pictures.")]
-ResultsOption = Annotated[
-    Path | None,
-    typer.Option(help="File of rows, docs/results/NAME.json; README.md and docs/results.md show them."),
-]
-
 
 def evaluate(
     targets: Annotated[
         list[Path], typer.Argument(help="Runs (one recipe, several seeds), a one-step pipeline, or a picture folder.")
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of held-out captioned pictures; the embedded world has its own.")
-    ] = None,
-    reference: Annotated[
-        Path | None, typer.Option(help="Folder of pictures to measure distances to; default: every other of --data.")
-    ] = None,
-    features: Annotated[
-        str,
-        typer.Option(help="With --data: inception, or a vision model of transformers (CLIP, DINOv2), for distances."),
-    ] = "openai/clip-vit-base-patch32",
+    data: HeldOutOption = None,
+    reference: ReferenceOption = None,
+    features: FeaturesOption = DEFAULT_FEATURES,
     control: Annotated[
         list[str], typer.Option(help="For a picture folder: what its pictures were to obey in those of --data.")
     ] = [],  # noqa: B006

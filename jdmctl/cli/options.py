@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,3 +14,40 @@ SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; may be repeated."),
 ]
+
+# --- of commands that train ---------------------------------------------------------------------
+
+TrainDataOption = Annotated[
+    str, typer.Option("--data", "--train_data_dir", help="Folder with metadata.jsonl, file of prompts, or tiny.")
+]
+NumStepsOption = Annotated[int | None, typer.Option("--num-steps", "--max_train_steps", help="Updates of the student.")]
+BatchSizeOption = Annotated[
+    int | None, typer.Option("--batch-size", "--train_batch_size", help="Of one update, over all processes.")
+]
+LearningRateOption = Annotated[float | None, typer.Option("--learning-rate", "--learning_rate", help="Of the student.")]
+PrecisionOption = Annotated[str, typer.Option("--precision", "--mixed_precision", help="fp32 (no) or bf16.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--output", "-o", "--output_dir", help="Run folder; default runs/NAME.")
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on exactly from the last checkpoint.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the recipe and sizes, then stop.")]
+
+# --- of commands that score ---------------------------------------------------------------------
+
+HeldOutOption = Annotated[
+    Path | None, typer.Option("--data", help="Folder of held-out captioned pictures; the embedded world has its own.")
+]
+ReferenceOption = Annotated[
+    Path | None, typer.Option(help="Folder of pictures to measure distances to; default: every other of --data.")
+]
+FeaturesOption = Annotated[
+    str, typer.Option(help="With --data, for distances: inception, or a vision model of transformers.")
+]
+SplitOption = Annotated[Literal["val", "test"], typer.Option(help="val to choose by, test to report.")]
+NumOption = Annotated[int, typer.Option(min=8, help="Pictures.")]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(help="File of rows, docs/results/NAME.json; README.md and docs/results.md show them."),
+]
+DEFAULT_FEATURES = "openai/clip-vit-base-patch32"

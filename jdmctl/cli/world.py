@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from jdmctl.cli.evaluate import NumOption, ResultsOption, SplitOption, publish
-from jdmctl.cli.options import JsonOption, QuietOption
+from jdmctl.cli.evaluate import publish
+from jdmctl.cli.options import JsonOption, NumOption, QuietOption, ResultsOption, SplitOption
 from jdmctl.cli.output import Output, mode
 
 app = typer.Typer(

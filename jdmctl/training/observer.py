@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jdmctl.objectives.ratio import saturation_advice
 from jdmctl.sampling import grid
 from jdmctl.training.atomic import writing
 from jdmctl.training.curve import draw_curve
@@ -112,6 +113,8 @@ class RunObserver:
     def log(self, record: dict[str, Any]) -> None:
         if record["event"] == "validation":
             record = record | {"adherence": self.validation.headlines(record)}
+        elif advice := saturation_advice(record):
+            record = record | {"warning": advice}
         metrics = self.folder / "metrics.jsonl"
         with writing(metrics):
             with metrics.open("a", encoding="utf-8") as file:
