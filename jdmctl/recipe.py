@@ -17,6 +17,8 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -43,7 +45,7 @@ class Model(Section):
 
     family: Literal[tuple(FAMILIES)] = "stable_diffusion"  # type: ignore[valid-type]
     teacher: str = Field(description="diffusers pipeline: a folder, a hub name, or tiny")
-    student: str = Field("", description="one-step pipeline made from that teacher: likewise; none to distill")
+    student: str = Field(description="one-step pipeline made from that teacher: likewise; none to distill")
     student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
 
 
@@ -176,7 +178,7 @@ class Recipe(Section):
         "distilled from a teacher that has it; or from a teacher alone",
     )
     model: Model
-    controls: tuple[Control, ...] = ()
+    controls: tuple[Control, ...] = Field((), validate_default=True)
     objective: Objective = Objective()
     fake_score: FakeScore = FakeScore()
     critic: Critic = Critic()
@@ -184,14 +186,24 @@ class Recipe(Section):
     training: Training = Training()
     data: Data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _needs_no_student(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("method") in NEW_STUDENTS and isinstance(values.get("model"), dict):
+            values = {**values, "model": {"student": "", **values["model"]}}
+        return values
+
+    @field_validator("controls")
+    @classmethod
+    def _as_many_as_the_method_takes(cls, controls: tuple[Control, ...], info: ValidationInfo) -> tuple[Control, ...]:
+        if info.data.get("method") == "distill" and controls:
+            raise ValueError("method: distill makes a student without controls")
+        if info.data.get("method") not in ("distill", None) and not controls:
+            raise ValueError("name at least one")
+        return controls
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if bool(self.controls) == (self.method == "distill"):
-            raise ValueError(
-                "method: distill makes a student without controls" if self.controls else "controls: name at least one"
-            )
-        if not (self.model.student or self.method in NEW_STUDENTS):
-            raise ValueError("model.student: required, not given")
         if self.method in ("nct", "dsm") and (self.needs_critic or self.objective.divergence != _DEFAULT_DIVERGENCE):
             raise ValueError(f"method: {self.method} matches no distributions: leave out divergence and gan_weight")
         if self.objective.divergence in SCORE_DIVERGENCES and self.objective.gan_weight:
@@ -242,11 +254,11 @@ class Recipe(Section):
     @property
     def needs_critic(self) -> bool:
         """Whether a ratio critic is trained."""
-        from jdmctl.objectives.divergence import load_divergence
-
         name = self.objective.divergence
         if name in (_DEFAULT_DIVERGENCE, *SCORE_DIVERGENCES):
             return self.objective.gan_weight > 0
+        from jdmctl.objectives.divergence import load_divergence
+
         return load_divergence(name).needs_ratio or self.objective.gan_weight > 0
 
     @property

@@ -57,7 +57,20 @@ def test_listing_recipes_and_checking_one_does_not_load_torch():
 def test_help_names_every_command(jdmctl):
     code, out, _ = jdmctl("--help")
     assert code == 0
-    for command in ("add-control", "sample", "world", "recipes", "controls", "rewards", "reward", "doctor"):
+    for command in (
+        "add-control",
+        "distill",
+        "sample",
+        "eval",
+        "compare",
+        "divergences",
+        "world",
+        "recipes",
+        "controls",
+        "rewards",
+        "reward",
+        "doctor",
+    ):
         assert command in out
 
 

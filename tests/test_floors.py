@@ -25,6 +25,7 @@ FLOORS = {
     "recipe": 4,
     "recipe_files": 4,
     "build": 4,
+    "build_quality": 4,
     "build_run": 4,
     "tinyworld": 4,
     "comparison": 4,

@@ -45,7 +45,8 @@ def test_every_packaged_recipe_is_valid_and_tells_what_it_is():
         recipe = load_recipe(name)
         assert recipe.name == name.replace("/", "-").replace("_", "-")
         assert title(path)
-        assert f"jdmctl add-control {name}" in path.read_text()
+        command = "distill" if recipe.method == "distill" else "add-control"
+        assert f"jdmctl {command} {name}" in path.read_text()
 
 
 def test_all_yaml_files_of_the_folder_are_found():
@@ -99,7 +100,7 @@ data: {source: tiny}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"controls": []}, "controls: tuple should have at least 1 item"),
+        ({"controls": []}, "controls: name at least one"),
         ({"controls": [{"name": "canny"}] * 2}, "the same control is named twice"),
         ({"training": {"batch_size": 10, "gradient_accumulation_steps": 3}}, "10 is not a multiple of"),
         ({"controls": [{"name": "canny", "init": "dsm"}]}, "go together"),
