@@ -236,7 +236,7 @@ def build_jdm_step(
         critic_parameters=tuple(critic.parameters()) if critic else (),
         critic_updates=recipe.critic.updates,
         normaliser=RatioNormaliser(decay=recipe.critic.ratio_decay, sum_over_processes=sum_over_processes),
-        gan_weight=objective.gan_weight,
+        gan_weight=objective.gan_weight * math.prod(family.latent_shape),
         r1_weight=recipe.critic.r1_weight,
     )
 

@@ -85,7 +85,9 @@ class Objective(Section):
     divergence: Annotated[str, AfterValidator(_known_divergence)] = Field(
         _DEFAULT_DIVERGENCE, description="between teacher and student: jdmctl divergences lists them"
     )
-    gan_weight: NonNegativeFloat = Field(0.0, description="of a critic's verdict on the student's noised samples")
+    gan_weight: NonNegativeFloat = Field(
+        0.0, description="of a critic's verdict, beside fidelity as a mean over dimensions"
+    )
     form: Literal["marginal", "conditional"] = Field("marginal", description="does the fake score see the condition")
     weight: Literal["normalized", "kl"] = "normalized"
     guidance_scale: PositiveFloat = Field(1.0, description="the teacher's classifier-free guidance")
