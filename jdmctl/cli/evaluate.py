@@ -40,6 +40,7 @@ def evaluate(
     num: NumOption = 500,
     compose: Annotated[bool, typer.Option("--compose", help="Use the branches of all runs together.")] = False,
     baselines: Annotated[bool, typer.Option(help="Also score what the runs have to beat.")] = True,
+    label: Annotated[str, typer.Option(help="What to call the runs' method in the rows.")] = "",
     pictures: Annotated[Path | None, typer.Option(help="PNG of the first requests and answers, to be written.")] = None,
     results: ResultsOption = None,
     as_json: JsonOption = False,
@@ -59,12 +60,13 @@ def evaluate(
     }  # fmt: skip
     given = [f"{key} {value}" for key, value in options.items() if value]
     command = " ".join(["jdmctl eval", *map(str, targets), *given])
+    command += f' --label "{label}"' if label else ""
     command += (" --compose" if compose else "") + ("" if baselines else " --no-baselines")
     asked, first = Asked(data, reference, features, split, num), targets[0]
     with Output(mode(as_json, quiet)) as out:
         _check(targets, asked, control)
         if (first / "recipe.yaml").is_file():
-            entrant = Entrant.of(targets, compose)
+            entrant = Entrant.of(targets, compose, label)
             rows = score_runs(entrant, asked, baselines, command, out.note, pictures)
         elif (first / "model_index.json").is_file():
             rows = score_pipeline(first, asked, command, out.note)

@@ -40,9 +40,10 @@ class Entrant:
     seeds: tuple[int, ...]
     branches: tuple[dict[str, Path], ...]  # of each seed: control -> folder
     recipes: tuple[Recipe, ...]
+    label: str = ""  # what to call it in rows; by default its method
 
     @classmethod
-    def of(cls, runs: Sequence[Path], compose: bool) -> Entrant:
+    def of(cls, runs: Sequence[Path], compose: bool, label: str = "") -> Entrant:
         """Raises BadInputError if the runs do not fit together."""
         recipes = [load_recipe(run) for run in runs]
         asked = [tuple(control.name for control in recipe.controls) for recipe in recipes]
@@ -69,16 +70,19 @@ class Entrant:
         if compose:
             branches = [dict(itertools.chain(*(own.items() for own in branches)))]
         seeds = tuple(recipe.seed for recipe in recipes)[: len(branches)]
-        return cls(recipes[0], tuple(runs), seeds, tuple(branches), tuple(recipes))
+        return cls(recipes[0], tuple(runs), seeds, tuple(branches), tuple(recipes), label)
 
     @property
     def method(self) -> str:
-        prompts_only = ", prompts only" if self.recipe.data.source == "prompts" else ""
-        if self.recipe.method == "distill":
-            gan = " with GAN" if self.recipe.objective.gan_weight else ""
-            return f"distill {self.recipe.objective.divergence}{gan}"
-        composed = " composed" if len(self.branches) < len(self.runs) else ""
-        return self.recipe.method + composed + prompts_only
+        """Its label, or the method with what its recipe has that is not the usual."""
+        objective = self.recipe.objective
+        unusual = {
+            "composed": len(self.branches) < len(self.runs),
+            objective.divergence: objective.divergence != "reverse-kl",
+            "with GAN": objective.gan_weight > 0,
+            "from prompts only": self.recipe.data.source == "prompts",
+        }
+        return self.label or " ".join([self.recipe.method, *(words for words, is_so in unusual.items() if is_so)])
 
     def families(self) -> Iterator[Any]:
         for run, branches in zip(self.runs, self.branches, strict=False):
