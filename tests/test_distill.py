@@ -103,8 +103,8 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders,
     """The ratio's running means are a part of the state: without them the second half would weigh otherwise."""
     words = ("--teacher", tiny_folders[0], "--data", many_photos, "--divergence", "forward-kl", *SET,
              "--set", "training.save_every_steps=1", "--set", "training.lr_warmup_steps=1")  # fmt: skip
-    jdmctl("distill", *words, "--num-steps", 4, "-o", "whole")
-    jdmctl("distill", *words, "--num-steps", 2, "-o", "half")
+    jdmctl("distill", *words, "--set", "training.num_steps=4", "-o", "whole")
+    jdmctl("distill", *words, "-o", "half")  # 2 steps
     jdmctl("distill", "half", "--resume", "--num-steps", 4)
     whole, half = (_tensors(Path(run, "checkpoints", "step-000004")) for run in ("whole", "half"))
     assert whole.keys() == half.keys() and any("critic" in name for name in whole)
@@ -170,7 +170,7 @@ def test_regression_is_zero_where_the_student_is_its_teacher():
     assert step.loss(batch).total == 0
     off = Batch(None, {}, None, latents=2 * noise + 0.1, latent_noise=noise)
     # pseudo-Huber of 0.1 with c = 0.1: 0.1 (sqrt 2 - 1)
-    assert step.loss(off).total.item() == pytest.approx(0.1 * (2**0.5 - 1))
+    assert step.loss(off).total.item() == pytest.approx(0.1 * (2**0.5 - 1), rel=1e-5)
 
 
 def test_divergences_are_listed_with_their_weights(jdmctl):

@@ -41,14 +41,14 @@ def plan(
         source = "the recipe made from these options"
         names = [control["name"] for control in changes.get("controls", [])]
         values = {"name": "-".join(names) or command, "model": {}, "data": {}}
+        if command == "distill":
+            values["method"] = command
     else:
         raise RecipeError("there is nothing to train", hint="give a recipe: jdmctl recipes ls   lists them")
     for path, value in changes.items():
         set_value(values, path, value)
     for number in range(len(values.get("controls", [])) if init else 0):
         set_value(values, f"controls.{number}.init", init)
-    if "method" not in values and command == "distill":
-        values["method"] = "distill"
     recipe = parse_recipe(values, overrides, source)
     if (recipe.method == "distill") != (command == "distill"):
         other = "distill" if recipe.method == "distill" else "add-control"
