@@ -60,7 +60,7 @@ def page(
         _costs(cells, costs, next(iter(scenes.controls.values()))),
         _curves(cells, colors, headline),
         "<h2>Passes, adherence, fidelity, variety</h2>",
-        _scatters(methods, values, headline, colors),
+        _scatters(drawn, values, headline, colors),
         "<h2>Pictures</h2>",
         _pictures(scenes, drawn),
     ]
@@ -137,15 +137,17 @@ def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> 
     return frame.format("".join(drawn))
 
 
-def _scatters(methods: Mapping[str, int], values: Values, headline: str, colors: Mapping[str, str]) -> str:
-    """What a picture costs, and what adherence costs in fidelity and in variety."""
-    passes = {method: float(number) for method, number in methods.items() if number}  # those that a network drew
+def _scatters(drawn: Sequence[Drawn], values: Values, headline: str, colors: Mapping[str, str]) -> str:
+    """What a picture costs, what training costs, and what adherence costs in fidelity and in variety."""
+    passes = {one.method: float(one.passes) for one in drawn if one.passes}  # those that a network drew
+    minutes = {one.method: one.minutes for one in drawn if one.minutes is not None}
     measured = {
         metric: {method: values[method, metric].value for method in passes if (method, metric) in values}
         for metric in (headline, "frechet", "recall", "open entropy", "seed distance")
     }
     pairs = [
         (passes, "passes for a picture", headline), (passes, "passes for a picture", "frechet"),
+        (minutes, "minutes of training", headline), (minutes, "minutes of training", "frechet"),
         *((measured[metric], metric, headline) for metric in ("frechet", "recall", "open entropy", "seed distance")),
     ]  # fmt: skip
     return "".join(_scatter(x, measured[y], x_title, y, colors) for x, x_title, y in pairs if len(x) > 1)
@@ -166,7 +168,7 @@ def _scatter(
 
 def _frame(points, x_title: str, y_title: str):
     """(what maps a point into the picture, an SVG with axes and a place for more)."""
-    width, height, left, bottom, right = 520, 320, 60, 36, 130
+    width, height, left, bottom, right = 560, 320, 60, 36, 170
     (x_low, x_high), (y_low, y_high) = ((min(v), max(v)) for v in zip(*points, strict=True))
     x_span, y_span = (x_high - x_low) or 1.0, (y_high - y_low) or 1.0
 

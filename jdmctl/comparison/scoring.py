@@ -23,6 +23,7 @@ class Drawn:
     passes: int  # of the backbone, for one picture
     seeds: tuple[int, ...]
     drawings: tuple[Drawing, ...]
+    minutes: float | None = None  # of training, mean over seeds, an ordinary ControlNet that it needs included
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,14 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], teacher_steps: Sequence[int]) -
             scenes.draw(build_trained(cell.recipe, cell.folder, cell.branches()), seed)
             for cell, seed in zip(done, seeds, strict=True)
         )
+        minutes = sum(cell.history().seconds for cell in done) / 60 / len(done)
         suffix = label.removeprefix("dsm")
-        yield Drawn(PLUGGED + suffix if is_ordinary else label, 1, seeds, one_step)
+        yield Drawn(PLUGGED + suffix if is_ordinary else label, 1, seeds, one_step, minutes)
         for num_steps in teacher_steps if is_ordinary else ():
             scale = recipe.objective.guidance_scale
             images = tuple(_multistep(scenes, cell, num_steps, scale) for cell in done)
             passes = num_steps * (1 if scale == 1 else 2)
-            yield Drawn(f"ControlNet{suffix} {num_steps} steps", passes, seeds, images)
+            yield Drawn(f"ControlNet{suffix} {num_steps} steps", passes, seeds, images, minutes)
 
 
 def _multistep(scenes: Scenes, cell: Cell, num_steps: int, scale: float) -> Drawing:
