@@ -79,11 +79,18 @@ def build_trained(
     model, own = recipe.model, recipe.student_folder if run else ""
     if run and own == "student":
         model = model.model_copy(update={"student": str(run / own)})
+    return build_student(model, branches, run / own if run and own == "student_lora" else None, device)
+
+
+def build_student(
+    model: Model, branches: Mapping[str, str | Path], lora: Path | None = None, device: torch.device | str = "cpu"
+) -> Any:
+    """A student ready to draw, with its teacher: control -> ControlNet folder or hub name, and perhaps a LoRA."""
     family = build_family(model, device)
     for name, folder in branches.items():
         family.add_control_branch(name, resolve(str(folder), name)).eval().requires_grad_(False)
-    if run and own == "student_lora":
-        family.load_student_lora(run / own)
+    if lora:
+        family.load_student_lora(lora)
     return family
 
 

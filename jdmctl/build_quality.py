@@ -56,17 +56,13 @@ def build_quality(
         parts = [texts[first : first + _BATCH_SIZE] for first in range(0, number, _BATCH_SIZE)]
         true = torch.cat([by_teacher(part) for part in parts]) if images is None else images
     starts = range(0, number, _BATCH_SIZE)
+    shown = [source.take("validation", range(at, min(at + _BATCH_SIZE, number))) for at in starts]
     return Quality(
         student=family.student,
         codec=family.codec,
         latent_shape=family.latent_shape,
-        batches=[source.take("validation", range(at, min(at + _BATCH_SIZE, number))) for at in starts],
-        features=lambda images: features(images.cpu() if features is not pooled else images),
+        batches=shown,
+        features=lambda images: features(images.cpu()),
         reference=features(true),
-        goals=None if recipe.training.num_steps < 2 else by_teacher(_first_texts(source, number)),
+        goals=by_teacher(list(shown[0].texts[:_GOALS])),
     )
-
-
-def _first_texts(source: Batches, number: int) -> list[str]:
-    """As the first validation batch has them."""
-    return list(source.take("validation", range(min(_GOALS, number))).texts)

@@ -214,3 +214,14 @@ def test_quiet_leaves_only_results(capsys):
         out.result({"path": "x"}, "x")
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("x\n", "")
+
+
+def test_a_training_s_warning_is_told_once(capsys):
+    """A ratio that says little stays so for many records; one warning is enough, and --json keeps it in each record."""
+    record = STEP | {"warning": "the critic tells student and teacher apart"}
+    out = Output("human")
+    out.event(record)
+    out.event(record)
+    assert capsys.readouterr().err.count("warning: training") == 1
+    Output("json").event(record)
+    assert json.loads(capsys.readouterr().out)["warning"] == record["warning"]

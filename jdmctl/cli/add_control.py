@@ -22,7 +22,7 @@ from jdmctl.cli.options import (
     TrainDataOption,
 )
 from jdmctl.cli.output import Output, mode
-from jdmctl.cli.training import data_changes, plan, show, train_and_tell
+from jdmctl.cli.training import data_changes, plan, show, train_and_tell, training_changes
 
 # What the embedded world has for controls that need networks of their own.
 _WORLD_OPTIONS = {"depth": {"network": "tiny/depth", "scorer": "tiny/depth_heldout"}}
@@ -73,13 +73,9 @@ def add_control(
         **data_changes(data),
         "method": method,
         "objective.divergence": divergence,
-        "training.num_steps": num_steps,
-        "training.batch_size": batch_size,
-        "training.learning_rate": learning_rate,
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed),
         "training.lr_schedule": lr_schedule,
         "training.lr_warmup_steps": lr_warmup_steps,
-        "training.precision": "fp32" if precision == "no" else precision,
-        "seed": seed,
     }
     given = {key: value for key, value in changes.items() if value not in ("", None, [])}
     with Output(mode(as_json, quiet)) as out:

@@ -22,7 +22,7 @@ from jdmctl.cli.options import (
     TrainDataOption,
 )
 from jdmctl.cli.output import Output, mode
-from jdmctl.cli.training import data_changes, plan, show, train_and_tell
+from jdmctl.cli.training import data_changes, plan, show, train_and_tell, training_changes
 
 
 def distill(
@@ -59,11 +59,7 @@ def distill(
         "objective.divergence": divergence,
         "objective.gan_weight": gan_weight,
         "objective.guidance_scale": guidance_scale,
-        "training.num_steps": num_steps,
-        "training.batch_size": batch_size,
-        "training.learning_rate": learning_rate,
-        "training.precision": "fp32" if precision == "no" else precision,
-        "seed": seed,
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed),
     }
     given = {key: value for key, value in changes.items() if value not in ("", None)}
     with Output(mode(as_json, quiet)) as out:

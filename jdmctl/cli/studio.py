@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jdmctl.controls.base import Control
-    from jdmctl.recipe import Model, Recipe
+    from jdmctl.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Studio:
 
         Raises JdmError for a folder that holds no finished run, and if their students or controls clash.
         """
-        from jdmctl.build import build_controls
+        from jdmctl.build import build_controls, build_student
 
         recipes = [_recipe_of(folder) for folder in folders]
         branches: dict[str, Path] = {}
@@ -72,7 +72,7 @@ class Studio:
             raise BadInputError(f"{made[0]} made a student of its own, so it cannot be composed", _ONE_STUDENT)
         if made:
             model = model.model_copy(update={"student": str(_finished(made[0], "student"))})
-        family = _student_family(model, branches, lora, device)
+        family = build_student(model, branches, lora, device)
         return cls(model.student, model.student_time, branches, options, device, family, controls, lora, recipes[0])
 
     @classmethod
@@ -86,7 +86,7 @@ class Studio:
         device: str,
     ) -> Studio:
         """A student's folder or hub name (or tiny), ControlNets and perhaps a LoRA for it."""
-        from jdmctl.build import resolve
+        from jdmctl.build import build_student, resolve
         from jdmctl.controls.base import load_control
         from jdmctl.recipe import Model
 
@@ -103,7 +103,7 @@ class Studio:
                 raise BadInputError(str(error), hint=f"add --option {name}.KEY=VALUE") from error
         own = resolve(student, "student")
         model = Model(teacher=own, student=own, student_time=student_time)
-        family = _student_family(model, branches, student_lora, device)
+        family = build_student(model, branches, student_lora, device)
         return cls(student, student_time, branches, options, device, family, controls, student_lora)
 
     @functools.cached_property
@@ -150,17 +150,6 @@ class Studio:
             image = read_image(path, size).to(self.device)
             conditions[name] = self.controls[name].condition(image[None])[0].cpu()
         return [Request(prompt, conditions) for prompt in prompts]
-
-
-def _student_family(model: Model, branches: Mapping[str, Path], lora: Path | None, device: str) -> Any:
-    from jdmctl.build import build_family, resolve
-
-    family = build_family(model, device)
-    for name, folder in branches.items():
-        family.add_control_branch(name, resolve(str(folder), name)).eval()
-    if lora:
-        family.load_student_lora(lora)
-    return family
 
 
 _ONE_STUDENT = "give runs on the same student, each with controls of its own"

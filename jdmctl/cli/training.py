@@ -70,6 +70,19 @@ def data_changes(data: str) -> dict[str, str]:
     return {"data.source": source, "data.path": data}
 
 
+def training_changes(
+    num_steps: int | None, batch_size: int | None, learning_rate: float | None, precision: str, seed: int | None
+) -> dict[str, Any]:
+    """What the options of every training command change in a recipe; `no` is diffusers' word for fp32."""
+    return {
+        "training.num_steps": num_steps,
+        "training.batch_size": batch_size,
+        "training.learning_rate": learning_rate,
+        "training.precision": "fp32" if precision == "no" else precision,
+        "seed": seed,
+    }
+
+
 def show(recipe: Recipe, device: str, out: Output) -> None:
     from jdmctl.build import count_parameters
     from jdmctl.recipe_files import to_yaml

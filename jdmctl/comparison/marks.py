@@ -1,5 +1,4 @@
-"""What is measured of a method's pictures: each metric as a function of which scenes are in, so that it can be
-resampled."""
+"""What is measured of a method's pictures: each metric is a function of which scenes are in, to be resampled."""
 
 from __future__ import annotations
 
