@@ -24,15 +24,18 @@ from jdmctl.data.prompts import PromptList
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families import FAMILIES
 from jdmctl.families.heads import RatioCritic
+from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
-from jdmctl.objectives.guidance import ControlGuided, Guided
+from jdmctl.objectives.guidance import ControlGuided, Guided, PromptGuidance
 from jdmctl.objectives.matching import Matching
 from jdmctl.objectives.ratio import RatioNormaliser, SumOverProcesses, alone
 from jdmctl.objectives.score_divergence import ScoreDivergence
-from jdmctl.recipe import AWARE_TEACHERS, NEW_STUDENTS, SCORE_DIVERGENCES, Model, Recipe
+from jdmctl.recipe import AWARE_TEACHERS, NEW_STUDENTS, Recipe
+from jdmctl.recipe_sections import SCORE_DIVERGENCES, HeldOutReward, Model
+from jdmctl.rewards.base import Reward, load_reward
 from jdmctl.tinyworld.world import cache_folder, samples, world_folder
 from jdmctl.training.batches import Samples
-from jdmctl.training.energies import ControlEnergy
+from jdmctl.training.energies import ControlEnergy, RewardEnergy
 from jdmctl.training.samples import (
     MapSamples,
     PictureSamples,
@@ -44,7 +47,7 @@ from jdmctl.training.samples import (
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
-from jdmctl.types import EnergyWeights
+from jdmctl.types import Energy, EnergyWeights
 
 
 def resolve(path: str, role: str) -> str:
@@ -143,9 +146,9 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
         if recipe.method in AWARE_TEACHERS:
             given = resolve(control.teacher_branch, f"controlnet_{control.name}")
             family.add_control_branch(control.name, given, family.teacher).eval().requires_grad_(False)
-    if recipe.training.student_lora_rank:
-        family.add_student_lora(recipe.training.student_lora_rank)
-    if recipe.method in NEW_STUDENTS:
+    if recipe.student.trainable == "lora":
+        family.add_student_lora(recipe.student.rank)
+    if recipe.student_folder == "student":
         family.student.backbone.train().requires_grad_(True)
 
 
@@ -197,6 +200,7 @@ def build_jdm_step(
 ) -> JDMStep:
     """The JDM step of a recipe, with a fake score and maybe a critic of its own; no energies by an aware teacher."""
     objective, settings = recipe.objective, recipe.fake_score
+    device = next(family.student.parameters()).device
     is_aware = recipe.method in AWARE_TEACHERS
     form = "conditional" if recipe.method in ("dmd-control", "redistill") else objective.form
     teacher = (
@@ -212,7 +216,7 @@ def build_jdm_step(
     critic = None
     if recipe.needs_critic:
         lender = fake_score if recipe.critic.features == "fake_score" else family.teacher
-        critic = RatioCritic(lender, list(seen)).to(next(family.student.parameters()).device)
+        critic = RatioCritic(lender, list(seen)).to(device)
     name = objective.divergence
     is_distance = name in SCORE_DIVERGENCES
     matching = ScoreDivergence(cast(Any, name)) if is_distance else Matching(objective.weight)
@@ -221,16 +225,26 @@ def build_jdm_step(
     def empty_prompt(size: int) -> Any:
         return family.encode_prompt([""] * size)
 
+    guidance = None
+    if recipe.guidance_weight:
+        times = UniformTimesteps(objective.guidance_min_time, objective.guidance_max_time)
+        guidance = PromptGuidance(recipe.guidance_weight, times, empty_prompt)
+    elif objective.guidance == "coupled":
+        teacher = Guided(teacher, objective.guidance_scale, empty_prompt)
+    anchor = Anchor.here(family.student.trainable(), recipe.student.l2_to_start) if recipe.student.l2_to_start else None
+    energies: list[Energy] = [ControlEnergy(control) for control in ([] if is_aware else controls.values())]
+    energies += build_rewards(recipe, device)
+
     return JDMStep(
         student=family.student,
-        teacher=Guided(teacher, objective.guidance_scale, empty_prompt),
+        teacher=teacher,
         fake_score=fake_score,
         codec=family.codec,
         schedule=family.schedule,
         timesteps=UniformTimesteps(objective.min_time, objective.max_time),
         matching=matching,
-        energies=() if is_aware else tuple(ControlEnergy(control) for control in controls.values()),
-        weights=EnergyWeights(dict.fromkeys(controls, 0.0)),
+        energies=tuple(energies),
+        weights=EnergyWeights({energy.name: 0.0 for energy in energies}),
         latent_shape=family.latent_shape,
         student_parameters=family.student.trainable(),
         fake_score_parameters=fake_score.trainable(),
@@ -245,17 +259,29 @@ def build_jdm_step(
         normaliser=RatioNormaliser(decay=recipe.critic.ratio_decay, sum_over_processes=sum_over_processes),
         gan_weight=objective.gan_weight * math.prod(family.latent_shape),
         r1_weight=recipe.critic.r1_weight,
+        guidance=guidance,
+        anchor=anchor,
+        fidelity=objective.fidelity,
     )
+
+
+def build_rewards(recipe: Recipe, device: torch.device | str) -> list[RewardEnergy]:
+    """The rewards that a recipe trains on, as energies."""
+    return [RewardEnergy(build_reward(given, device), given.threshold, given.crop) for given in recipe.rewards]
+
+
+def build_reward(given: HeldOutReward, device: torch.device | str) -> Reward:
+    """A reward of a recipe, on a device."""
+    return load_reward(given.name, **_options(given.options)).to(device)
 
 
 def _student_pictures(recipe: Recipe, family: Any, device: torch.device | str) -> StudentPictures:
     """Pictures of the student as it is now: a copy, if its backbone is about to be trained."""
     path = recipe.data.path
     prompts = samples("train", recipe.data.num_samples) if path == "tiny" else PromptList(path)
-    is_trained = recipe.training.student_lora_rank > 0
     return StudentPictures(
         texts=[prompts.text(i) for i in range(len(prompts))],
-        student=copy.deepcopy(family.student) if is_trained else family.student,
+        student=copy.deepcopy(family.student) if recipe.student_folder else family.student,
         codec=family.codec,
         encode_prompt=family.encode_prompt,
         latent_shape=family.latent_shape,

@@ -1,7 +1,8 @@
-"""What a student without controls is measured by while it trains."""
+"""What a student is measured by while it trains, besides its controls: distance to true pictures, and rewards."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,27 +11,37 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from jdmctl.controls.base import Control
+from jdmctl.build import build_reward
 from jdmctl.recipe import Recipe
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.world import samples, world_folder
+from jdmctl.training.approval import Approval
 from jdmctl.training.batches import Batches, Samples
+from jdmctl.training.energies import DifferentiableReward
+from jdmctl.training.observer import Validation
 from jdmctl.training.quality import Quality
+from jdmctl.training.watch import Watch
+from jdmctl.types import Batch
 
 _BATCH_SIZE = 32
 _REFERENCE = 1000
 _GOALS = 6
 
 
-def build_quality(
-    recipe: Recipe, family: Any, controls: Mapping[str, Control], batches: Batches, val: Samples
-) -> Quality:
+def validation_batches(recipe: Recipe, batches: Batches, val: Samples) -> list[Batch]:
+    """All validation samples once, whole prompts, the same noise each time."""
+    source = replace(batches, samples=val, prompt_dropout=0.0)
+    number = min(recipe.data.num_validation_samples, len(val))
+    starts = range(0, number, _BATCH_SIZE)
+    return [source.take("validation", range(at, min(at + _BATCH_SIZE, number))) for at in starts]
+
+
+def build_quality(recipe: Recipe, family: Any, batches: Batches, val: Samples) -> Quality:
     """On the embedded world in its classifier's features; elsewhere in average-pooled latents of the VAE.
 
     The reference are true pictures: the embedded world's, or those of the validation samples; where there are none,
     what the teacher draws for their prompts.
     """
-    source = replace(batches, samples=val, prompt_dropout=0.0)
     number = min(recipe.data.num_validation_samples, len(val))
 
     @torch.no_grad()
@@ -48,15 +59,13 @@ def build_quality(
 
     texts = [val.text(index) for index in range(number)]
     features = pooled
-    if recipe.model.teacher == "tiny" and (world_folder() / "classifier").exists():
-        judge = Judge.load(world_folder())
+    if judge := _judge(recipe):
         features, true = judge.features, samples("reference").image(slice(0, _REFERENCE))
     else:
         images, _ = val.take(range(number))
         parts = [texts[first : first + _BATCH_SIZE] for first in range(0, number, _BATCH_SIZE)]
         true = torch.cat([by_teacher(part) for part in parts]) if images is None else images
-    starts = range(0, number, _BATCH_SIZE)
-    shown = [source.take("validation", range(at, min(at + _BATCH_SIZE, number))) for at in starts]
+    shown = validation_batches(recipe, batches, val)
     return Quality(
         student=family.student,
         codec=family.codec,
@@ -66,3 +75,41 @@ def build_quality(
         reference=features(true),
         goals=by_teacher(list(shown[0].texts[:_GOALS])),
     )
+
+
+def build_approval(
+    recipe: Recipe,
+    family: Any,
+    adherence: Validation | None,
+    rewards: Mapping[str, DifferentiableReward],
+    batches: Batches,
+    val: Samples,
+) -> Approval:
+    """Of a student with rewards; `family` still draws as it did before training."""
+    quality = build_quality(recipe, family, batches, val)
+    device = batches.device
+    heldout = {f"{given.name} (held out)": build_reward(given, device) for given in recipe.heldout_rewards}
+    judge, accuracy = _judge(recipe), None
+    if judge and recipe.data.source == "tiny":
+        number = sum(len(batch) for batch in quality.batches)
+        order = [replace(batches, samples=val).index("validation", i) for i in range(number)]
+        stated = samples("val", number).stated[order, 0]
+        accuracy = functools.partial(_mean_accuracy, judge, stated)
+    return Approval(
+        quality=quality,
+        rewards={**rewards, **heldout},
+        watch=Watch(tuple(rewards), tuple(heldout)),
+        before=quality.draw(quality.batches[0]).cpu(),
+        accuracy=accuracy,
+        adherence=adherence,
+    )
+
+
+def _judge(recipe: Recipe) -> Judge | None:
+    has_judge = recipe.model.teacher == "tiny" and (world_folder() / "classifier").exists()
+    return Judge.load(world_folder()) if has_judge else None
+
+
+def _mean_accuracy(judge: Judge, stated: Tensor, images: Tensor) -> float:
+    by_attribute = judge.accuracy(images.cpu(), stated)
+    return sum(by_attribute.values()) / len(by_attribute)

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from jdmctl import recipe as schema
 from jdmctl.build import (
     build_controls,
     build_dsm_step,
@@ -21,14 +22,15 @@ from jdmctl.build import (
     build_samples,
     prepare_student,
 )
-from jdmctl.build_quality import build_quality
+from jdmctl.build_quality import build_approval, build_quality, validation_batches
 from jdmctl.controls.base import Control
 from jdmctl.errors import RecipeError
-from jdmctl.recipe import NEW_STUDENTS, Recipe
+from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import to_yaml
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
-from jdmctl.training.observer import Validation
+from jdmctl.training.energies import RewardEnergy
+from jdmctl.training.observer import Measure, Validation
 from jdmctl.training.plan import OnePhase, Rate, Settings, Stage
 from jdmctl.training.run import Run
 from jdmctl.training.state import AdamW, Stateful
@@ -39,7 +41,6 @@ from jdmctl.training.teacher_samples import TeacherSamples
 
 _CALIBRATION_BATCHES = 4
 _BY_TEACHER = ("critic", "regression")  # phases that see the teacher's own samples
-_VALIDATION_BATCH_SIZE = 32
 
 
 def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
@@ -92,12 +93,22 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     else:
         dsm = build_dsm_step(family, list(controls))
         stages.append(Stage("training", dsm, training.num_steps, "step", averaged=dsm.parameters, rate=_rate(recipe)))
+    validation: Measure
+    if recipe.rewards:
+        adherence = _validation(recipe, family, controls, batches, val_samples) if controls else None
+        rewards = {energy.name: energy.reward for energy in step.energies if isinstance(energy, RewardEnergy)}
+        validation = build_approval(recipe, family, adherence, rewards, batches, val_samples)
+        extra["watch"] = validation.watch
+    elif controls:
+        validation = _validation(recipe, family, controls, batches, val_samples)
+    else:
+        validation = build_quality(recipe, family, batches, val_samples)
     return Run(
         recipe=to_yaml(recipe),
         stages=stages,
         batches=batches,
         settings=_settings(recipe),
-        validation=(_validation if controls else build_quality)(recipe, family, controls, batches, val_samples),
+        validation=validation,
         extra=extra,
         products=_products(recipe, family),
     )
@@ -114,11 +125,12 @@ def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accel
         return dict(zip(norms, means.tolist(), strict=True))
 
     named = {energy.name for energy in step.energies}
-    weighed = [control for control in recipe.controls if control.name in named]
+    terms: list[schema.Control | schema.Reward] = [*recipe.controls, *recipe.rewards]
+    weighed = [term for term in terms if term.name in named]
     return Balance(
         weights=step.weights,
-        ratios={control.name: control.ratio for control in weighed},
-        ramp_steps={control.name: control.ramp_steps for control in weighed},
+        ratios={term.name: term.ratio for term in weighed},
+        ramp_steps={term.name: term.ramp_steps for term in weighed},
         measure=measure,
         is_continuous=recipe.objective.balance == "continuous",
     )
@@ -150,7 +162,7 @@ def _jdm_stages(recipe: Recipe, step: JDMStep, balance: Balance) -> list[Stage]:
     return [
         Stage(
             "fake-score-warmup",
-            OnePhase(step, "fake_score"),
+            OnePhase(replace(step, fidelity=True), "fake_score"),
             fake_score.warmup_max_steps,
             "fake-score-warmup",
             until_level=True,
@@ -196,7 +208,8 @@ def _settings(recipe: Recipe) -> Settings:
         save_every_steps=training.save_every_steps,
         validate_every_steps=training.validate_every_steps,
         preview_every_steps=training.preview_every_steps,
-        command="distill" if recipe.method == "distill" else "add-control",
+        stop_on_alarm=training.stop_on_alarm,
+        command=recipe.command,
     )
 
 
@@ -204,17 +217,12 @@ def _validation(
     recipe: Recipe, family: Any, controls: Mapping[str, Control], batches: Batches, val: Samples
 ) -> Validation:
     """All validation samples once, whole prompts, the same noise each time."""
-    source = replace(batches, samples=val, prompt_dropout=0.0)
-    number = min(recipe.data.num_validation_samples, len(val))
     return Validation(
         student=family.student,
         codec=family.codec,
         latent_shape=family.latent_shape,
         controls=controls,
-        batches=[
-            source.take("validation", range(first, min(first + _VALIDATION_BATCH_SIZE, number)))
-            for first in range(0, number, _VALIDATION_BATCH_SIZE)
-        ],
+        batches=validation_batches(recipe, batches, val),
     )
 
 
@@ -224,6 +232,6 @@ def _products(recipe: Recipe, family: Any) -> dict[str, Callable[[Path], None]]:
         folder: functools.partial(family.save_control_branch, name) for name, folder in recipe.branch_folders.items()
     }
     if recipe.student_folder:
-        save = family.save_student if recipe.method in NEW_STUDENTS else family.save_student_lora
-        products[recipe.student_folder] = save
+        is_whole = recipe.student_folder == "student"
+        products[recipe.student_folder] = family.save_student if is_whole else family.save_student_lora
     return products

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from jdmctl.errors import RecipeError
-from jdmctl.recipe import Control, Data, FakeScore, Model, NoiseConsistency, Objective, Recipe, Training
+from jdmctl.recipe import Recipe
+from jdmctl.recipe_sections import Section
 
 _SECTIONS: dict[str, type[BaseModel]] = {
-    "model": Model,
-    "controls": Control,
-    "objective": Objective,
-    "fake_score": FakeScore,
-    "nct": NoiseConsistency,
-    "training": Training,
-    "data": Data,
+    name: kind
+    for name, field in Recipe.model_fields.items()
+    for kind in (field.annotation, *get_args(field.annotation))  # itself, or of each in a tuple
+    if inspect.isclass(kind) and issubclass(kind, Section)
 }
 
 

@@ -183,7 +183,7 @@ def test_lora_on_the_student_is_saved_beside_the_branch(in_tiny_world, add_contr
     Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(8)))
     add_control(
         "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", "prompts.txt", *SET,
-        "--set", "training.student_lora_rank=2", "-o", "run",
+        "--set", "student.trainable=lora", "--set", "student.rank=2", "-o", "run",
     )  # fmt: skip
     assert list(Path("run/student_lora").glob("*.safetensors"))
     assert Path("run/controlnet/config.json").exists()

@@ -137,7 +137,8 @@ def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, ti
 
     train = ["add-control", "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", str(boxes)]
     sets = ["training.num_steps=2", "training.batch_size=4", "fake_score.warmup_min_steps=0", "seed=3",
-            "fake_score.warmup_max_steps=1", "fake_score.rank=2", "training.student_lora_rank=2"]  # fmt: skip
+            "fake_score.warmup_max_steps=1", "fake_score.rank=2",
+            "student.trainable=lora", "student.rank=2"]  # fmt: skip
     monkeypatch.setattr(sys, "argv", ["jdmctl", *train, "-o", "run", *(w for s in sets for w in ("--set", s))])
     with pytest.raises(SystemExit):
         cli.app()

@@ -13,7 +13,7 @@ from jdmctl.evaluation import results
 from jdmctl.evaluation.adherence import adherence, scores
 from jdmctl.evaluation.bootstrap import Estimate, bootstrap, geometric_mean, mean, ratio
 from jdmctl.evaluation.diversity import entropy, open_entropy, seed_distance
-from jdmctl.evaluation.fidelity import features, frechet_distance, kernel_distance
+from jdmctl.evaluation.fidelity import features, frechet_distance, kernel_distance, tilted_weights
 from jdmctl.evaluation.prompts import OPEN, stated_accuracy
 
 
@@ -312,3 +312,25 @@ tail
 
 def test_estimate_prints_as_value_and_interval():
     assert str(Estimate(0.123456, 0.1, 0.2, 5)) == "0.1235 [0.1, 0.2]"
+
+
+def test_tilted_weights_reach_the_mean_and_are_exponential():
+    """N(0, 1) tilted to mean 1 is N(1, 1): Frechet distance to samples of that is small, to the untilted about 1."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20_000, 1, generator=generator, dtype=torch.float64)
+    weights = tilted_weights(x[:, 0], 1.0)
+    assert weights.sum().item() == pytest.approx(1) and (weights @ x)[0].item() == pytest.approx(1, abs=1e-9)
+    slope = (weights[:50].log()[:, None] - weights[:50].log()) / (x[:50] - x[:50].T + torch.eye(50))
+    assert slope[~torch.eye(50, dtype=torch.bool)].std().item() < 1e-9  # log w is linear in the score
+    other = torch.randn(20_000, 1, generator=generator, dtype=torch.float64) + 1
+    assert frechet_distance(other, x, weights) < 0.01
+    assert frechet_distance(other, x) == pytest.approx(1, abs=0.05)
+    assert tilted_weights(x[:, 0], -0.5) @ x[:, 0] == pytest.approx(-0.5)
+    with pytest.raises(ValueError, match="not between"):
+        tilted_weights(x[:, 0], 99.0)
+
+
+def test_equal_weights_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(50, 4, generator=generator) for _ in range(2))
+    assert frechet_distance(a, b, torch.full((50,), 0.02, dtype=torch.float64)) == pytest.approx(frechet_distance(a, b))

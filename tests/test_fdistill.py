@@ -96,7 +96,7 @@ def test_the_same_weight_multiplies_fidelity_and_energy(batch):
     plain = make_step()
     weighted = replace(plain, divergence=load_divergence("forward-kl"), critic=critic)
     x0 = 0.7 * batch.draws.normal("student_noise", (1, 2, 2))
-    terms, energies = plain._gradients(x0, batch)
+    terms, energies = plain._gradients(x0, batch, fidelity=True)
     x_t, _ = plain._noised(x0, batch)
     h = (0.3 * x_t.flatten(1).sum(1) - 0.5 * energies["request"]).exp()
     h = h / h.mean()

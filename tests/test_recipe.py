@@ -45,8 +45,7 @@ def test_every_packaged_recipe_is_valid_and_tells_what_it_is():
         recipe = load_recipe(name)
         assert recipe.name == name.replace("/", "-").replace("_", "-")
         assert title(path)
-        command = "distill" if recipe.method == "distill" else "add-control"
-        assert f"jdmctl {command} {name}" in path.read_text()
+        assert f"jdmctl {recipe.command} {name}" in path.read_text()
 
 
 def test_all_yaml_files_of_the_folder_are_found():
@@ -91,7 +90,7 @@ data: {source: tiny}
         "objective.divergance: unknown key",
         "objective.weight: must be normalized or kl, got 'normalised', did you mean 'normalized'?",
         "training.num_steps: input should be a valid integer, unable to parse string as an integer, got 'many'",
-        "training.rank: unknown key, did you mean 'fake_score.rank'?",
+        "training.rank: unknown key, did you mean 'student.rank'?",
         "training.precision: must be fp32 or bf16, got 'no'",
     ):
         assert line in message

@@ -9,6 +9,7 @@ import typer
 
 from jdmctl.cli import (
     add_control,
+    align,
     compare,
     controls,
     distill,
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("add-control")(add_control.add_control)
+app.command("align")(align.align)
 app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)

@@ -48,6 +48,8 @@ def fit(
     preferences: Annotated[Path, typer.Argument(help=".jsonl or .csv with prompt, image_a, image_b, preferred.")],
     encoder: Annotated[str, typer.Option(help="Folder or hub name: CLIP-like, or an image classifier; tiny/...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the reward.")],
+    grid: Annotated[int, typer.Option(min=1, help="Of a classifier's features: 2 tells left from right.")] = 1,
+    layer: Annotated[int, typer.Option(help="Of a classifier: early ones know light, the last (-1) things.")] = -1,
     held_out: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of prompts that only test.")] = 0.2,
     resolution: Annotated[int | None, typer.Option(min=8, help="Side of the pictures as read, in px.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and the folds.")] = 0,
@@ -70,7 +72,7 @@ def fit(
     read_pairs(preferences)  # what is wrong with the list is told before a network is loaded
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with Output(mode(as_json, quiet)) as out:
-        network = load_encoder(resolve(encoder, "encoder"))
+        network = load_encoder(resolve(encoder, "encoder"), grid, layer)
         report = fit_preferences(
             preferences,
             network,

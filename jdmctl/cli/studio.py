@@ -60,18 +60,13 @@ class Studio:
                 branches[control.name] = _finished(folder, recipe.branch_folders[control.name])
                 options[control.name] = control.options
             controls |= build_controls(recipe, device)
-        adapted = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.training.student_lora_rank]
-        if adapted and len(folders) > 1:
-            raise BadInputError(
-                f"{adapted[0]} changed its student (student_lora), so it cannot be composed", _ONE_STUDENT
-            )
-        lora = _finished(adapted[0], "student_lora") if adapted else None
-        model = recipes[0].model
-        made = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.student_folder == "student"]
-        if made and len(folders) > 1:
-            raise BadInputError(f"{made[0]} made a student of its own, so it cannot be composed", _ONE_STUDENT)
-        if made:
-            model = model.model_copy(update={"student": str(_finished(made[0], "student"))})
+        changed = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.student_folder]
+        if changed and len(folders) > 1:
+            raise BadInputError(f"{changed[0]} changed its student, so it cannot be composed", _ONE_STUDENT)
+        model, own = recipes[0].model, recipes[0].student_folder
+        lora = _finished(folders[0], own) if own == "student_lora" else None
+        if own == "student":
+            model = model.model_copy(update={"student": str(_finished(folders[0], own))})
         family = build_student(model, branches, lora, device)
         return cls(model.student, model.student_time, branches, options, device, family, controls, lora, recipes[0])
 
@@ -88,7 +83,7 @@ class Studio:
         """A student's folder or hub name (or tiny), ControlNets and perhaps a LoRA for it."""
         from jdmctl.build import build_student, resolve
         from jdmctl.controls.base import load_control
-        from jdmctl.recipe import Model
+        from jdmctl.recipe_sections import Model
 
         require_known(options, branches, "--option")
         controls = {}

@@ -39,7 +39,7 @@ def plan(
         values = read_values(source)
     elif changes:
         source = "the recipe made from these options"
-        names = [control["name"] for control in changes.get("controls", [])]
+        names = [term["name"] for term in (*changes.get("controls", []), *changes.get("rewards", []))]
         values = {"name": "-".join(names) or command, "model": {}, "data": {}}
         if command == "distill":
             values["method"] = command
@@ -50,9 +50,9 @@ def plan(
     for number in range(len(values.get("controls", [])) if init else 0):
         set_value(values, f"controls.{number}.init", init)
     recipe = parse_recipe(values, overrides, source)
-    if (recipe.method == "distill") != (command == "distill"):
-        other = "distill" if recipe.method == "distill" else "add-control"
-        raise RecipeError(f"{source} is a recipe of jdmctl {other}", hint=f"jdmctl {other} {name or source}")
+    if recipe.command != command:
+        right = f"jdmctl {recipe.command}"
+        raise RecipeError(f"{source} is a recipe of {right}", hint=f"{right} {name or source}")
     return recipe, folder or Path("runs", recipe.name)
 
 
@@ -109,5 +109,10 @@ def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out:
     if accelerator.is_main_process:
         record = {"event": "done", "run": str(folder), "num_processes": accelerator.num_processes, **done}
         products = "\n".join(done["products"].values())
+        if done["halted"]:
+            out.warning(
+                f"stopped before its last step by the alarms told above; these weights are of {done['best']['name']}, "
+                "the best before them; --set training.stop_on_alarm=false goes on all the same"
+            )
         out.result(record, products)
         out.note(f"previews are in {folder / 'previews'}; draw some more: jdmctl sample {folder}")

@@ -115,7 +115,7 @@ def _variety(scenes: Scenes, drawing: Drawing) -> dict[str, Statistic]:
     """
     found: dict[str, Statistic] = {}
     shown, true = scenes.judge.shown(drawing.images), scenes.judge.classes(scenes.pictures.truth[: scenes.num])
-    if statistic := _open_entropy(shown, scenes.stated(), true):
+    if statistic := open_entropy_ratio(shown, scenes.stated(), true):
         found["open entropy"] = statistic
     if drawing.again is not None:
         two = torch.stack([drawing.images[: len(drawing.again)], drawing.again])  # [2, n, 3, H, W]
@@ -145,7 +145,7 @@ def _mean_of_others(values: Tensor, num: int) -> Statistic:
     return lambda chosen: blocks[:, chosen[chosen < blocks.shape[1]]].mean().item()
 
 
-def _open_entropy(shown: Classes, stated: Classes, true: Classes) -> Statistic | None:
+def open_entropy_ratio(shown: Classes, stated: Classes, true: Classes) -> Statistic | None:
     """Entropy of the attributes that captions leave open, over that of the true scenes; mean over attributes.
 
     Attributes that the true scenes hardly vary where captions leave them open are left out; None if no other is there.

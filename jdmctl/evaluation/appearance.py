@@ -1,7 +1,7 @@
 """Looks of pictures that distances between distributions tell late: sharpness and colour."""
 
 import torch
-from kornia.color import rgb_to_grayscale, rgb_to_lab
+from kornia.color import rgb_to_grayscale, rgb_to_hsv, rgb_to_lab
 from kornia.filters import laplacian
 from torch import Tensor
 
@@ -18,6 +18,11 @@ def sharpness(images: Tensor) -> Tensor:
 def mean_color(images: Tensor) -> Tensor:
     """Mean CIE L*a*b* of each picture, images [N, 3, H, W] in [0, 1] -> [N, 3]; about 2 units are just seen."""
     return rgb_to_lab(images).mean((2, 3))
+
+
+def saturation(images: Tensor) -> Tensor:
+    """Mean saturation (of HSV) of each picture, images [N, 3, H, W] in [0, 1] -> [N] in [0, 1]."""
+    return rgb_to_hsv(images)[:, 1].mean((1, 2))
 
 
 def rms_difference(images: Tensor, others: Tensor) -> Tensor:

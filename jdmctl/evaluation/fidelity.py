@@ -14,28 +14,52 @@ def features(extractor: FeatureExtractor, images: Tensor, batch_size: int = 64) 
     return torch.cat([extractor(part).double() for part in images.split(batch_size)])
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
+def frechet_distance(a: Tensor, b: Tensor, weights_b: Tensor | None = None) -> float:
     """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features [N, D] and [M, D].
 
     The squared Wasserstein-2 distance between the Gaussians of equal mean and covariance (Dowson
     and Landau 1982; FID: Heusel et al. 2017, arXiv:1706.08500). With S = R^T R the trace of the
     root is the sum of the singular values of R_a R_b^T, so that no covariance is formed and no
     matrix root is taken: exact also when N < D. It is biased upwards for small N: compare only
-    numbers made with the same N and M.
+    numbers made with the same N and M. `weights_b` [M], which sum to 1, make b another distribution.
     """
     mean_a, root_a = _moments(a)
-    mean_b, root_b = _moments(b)
+    mean_b, root_b = _moments(b, weights_b)
     shift = (mean_a - mean_b).square().sum()
     overlap = torch.linalg.svdvals(root_a @ root_b.T).sum()
     return (shift + root_a.square().sum() + root_b.square().sum() - 2 * overlap).item()
 
 
-def _moments(samples: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(samples: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean [D] and an upper triangular R with R^T R the unbiased covariance."""
     samples = samples.double()
-    mean = samples.mean(0)
-    centered = (samples - mean) / (len(samples) - 1) ** 0.5
+    if weights is None:
+        weights = torch.full((len(samples),), 1 / len(samples), dtype=torch.float64)
+    mean = weights @ samples
+    centered = (samples - mean) * (weights / (1 - weights.square().sum())).sqrt()[:, None]
     return mean, torch.linalg.qr(centered, mode="r").R
+
+
+def tilted_weights(scores: Tensor, mean: float) -> Tensor:
+    """w_i in proportion to exp(score_i / beta), with beta such that sum w_i score_i = `mean`: [M], summing to 1.
+
+    Of all reweightings that reach this mean it is the one nearest to the samples in KL (Csiszar 1975): what the true
+    pictures would be if people only chose among them. 1 / beta is found by bisection, and is negative for a mean below
+    the samples' own.
+
+    Raises:
+        ValueError: no weights give that mean: it is not between the least and the greatest score.
+    """
+    scores = scores.double()
+    if not scores.min() < mean < scores.max():
+        raise ValueError(f"the mean {mean} is not between {scores.min():.4g} and {scores.max():.4g}")
+    span = 700 / (scores.max() - scores.min()).item()
+    low, high = -span, span
+    for _ in range(200):
+        middle = (low + high) / 2
+        weights = (middle * (scores - scores.max())).softmax(0)
+        low, high = (middle, high) if weights @ scores < mean else (low, middle)
+    return weights
 
 
 def kernel_distance(a: Tensor, b: Tensor) -> float:

@@ -152,6 +152,8 @@ def _config(encoder: Encoder, preferences: str | Path, report: Report, seed: int
     return {
         "jdmctl": __version__,
         "encoder": source,
+        "grid": getattr(encoder, "grid", 1),
+        "layer": getattr(encoder, "layer", -1),
         "resolution_px": size,
         "seed": seed,
         "preferences_sha256": fingerprint(preferences),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.types import Controls, Denoiser, Prompt
 
 
@@ -47,3 +48,12 @@ class ControlGuided:
             return x0
         blind = self.denoiser(x_t, t, prompt)
         return blind + self.weight * (x0 - blind)
+
+
+@dataclass(frozen=True)
+class PromptGuidance:
+    """Guidance apart from the teacher that it guides: how strong, at which noise levels, and without which prompt."""
+
+    weight: float  # beside an unguided teacher, scale - 1 of the coupled form
+    timesteps: UniformTimesteps
+    empty_prompt: Callable[[int], Prompt]  # batch size -> the prompt that asks for nothing

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.rewards.folders import load_network, processor_settings, read_json, require_weights
@@ -41,23 +42,31 @@ class ImageTextFeatures(nn.Module):
 
 
 class ClassifierFeatures(nn.Module):
-    """The last hidden state of an image classifier, averaged over places, [B, D]; captions are not read."""
+    """A hidden state of an image classifier, averaged over each of grid x grid places, [B, grid^2 D].
 
-    def __init__(self, source: str) -> None:
+    The last one (`layer` -1) knows things, early ones colour and light. An average over the whole picture says what is
+    there, not where. Captions are not read.
+    """
+
+    def __init__(self, source: str, grid: int = 1, layer: int = -1) -> None:
         super().__init__()
-        self.source = source
+        self.source, self.grid, self.layer = source, grid, layer
         self.network = load_network("AutoModelForImageClassification", source, "an image classifier")
         self.preprocessing = Preprocessing(processor_settings(source) or {})
         self.input_px = self.preprocessing.input_px
 
     def forward(self, image: Tensor, texts: Sequence[str] = ()) -> Tensor:
         output = self.network(pixel_values=self.preprocessing(image), output_hidden_states=True)
-        last = output.hidden_states[-1].float()
-        return last.mean((2, 3)) if last.ndim == 4 else last.mean(1)  # [B, D, h, w] or [B, tokens, D]
+        if not -len(output.hidden_states) <= self.layer < len(output.hidden_states):
+            raise BadInputError(f"{self.source} has no layer {self.layer}", f"it has {len(output.hidden_states)}")
+        state = output.hidden_states[self.layer].float()
+        if state.ndim == 3:  # [B, tokens, D]
+            return state.mean(1)
+        return adaptive_avg_pool2d(state, self.grid).flatten(1)  # of [B, D, h, w]
 
 
-def load_encoder(source: str) -> ImageTextFeatures | ClassifierFeatures:
-    """The features of a CLIP-like folder, or of an image classifier's.
+def load_encoder(source: str, grid: int = 1, layer: int = -1) -> ImageTextFeatures | ClassifierFeatures:
+    """The features of a CLIP-like folder, or of an image classifier's, the latter from a layer, by places.
 
     Raises:
         JdmError: there is no such folder, or it is neither.
@@ -73,7 +82,7 @@ def load_encoder(source: str) -> ImageTextFeatures | ClassifierFeatures:
     if {"text_config", "vision_config"} <= config.keys():
         return ImageTextFeatures(source)
     if kinds[0].endswith("ForImageClassification"):
-        return ClassifierFeatures(source)
+        return ClassifierFeatures(source, grid, layer)
     raise BadInputError(
         f"{source} holds a {kinds[0] or config.get('model_type')}: neither a CLIP-like model nor an image classifier",
         hint="give the folder of a CLIPModel, SiglipModel or ...ForImageClassification",

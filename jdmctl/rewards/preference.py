@@ -75,13 +75,16 @@ class Preference:
                 f"{folder} does not say which encoder it was fitted on: it was a Python function",
                 hint="give it again: Preference(FOLDER, encoder=FUNCTION)",
             )
-        self.encoder: Any = load_encoder(given) if isinstance(given, str) else given
+        self.encoder: Any = self._load(given) if isinstance(given, str) else given
         found = probe(self.encoder)
         if found.shape != self.head.probe.shape or _differ(found, self.head.probe):
             raise BadInputError(
                 f"the encoder {given} is not the one that {folder} was fitted on: its features differ",
                 hint="give the same weights and preprocessor_config.json, or fit it again",
             )
+
+    def _load(self, folder: str) -> Encoder:
+        return load_encoder(folder, self.head.config.get("grid", 1), self.head.config.get("layer", -1))
 
     def __call__(self, image: Tensor, texts: Sequence[str]) -> Tensor:
         features = self.encoder(image, texts).float()

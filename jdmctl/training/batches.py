@@ -60,7 +60,7 @@ class Batches:
 
     def take(self, phase: str, numbers: Sequence[int]) -> Batch:
         """The batch of any global samples of a phase."""
-        indices = [self._index(phase, number) for number in numbers]
+        indices = [self.index(phase, number) for number in numbers]
         by_teacher = self.teacher if phase in self.teacher_phases else None
         dropout = 0.0 if by_teacher else self.prompt_dropout
         dropped = SampleDraws(self.seed, phase, numbers).uniform("prompt") < dropout
@@ -79,7 +79,8 @@ class Batches:
             latent_noise=latent_noise,
         )
 
-    def _index(self, phase: str, number: int) -> int:
+    def index(self, phase: str, number: int) -> int:
+        """Which sample a phase's global sample is."""
         epoch, place = divmod(number, len(self.samples))
         return _order(self.seed, phase, epoch, len(self.samples))[place]
 

@@ -13,7 +13,7 @@ from jdmctl.errors import NonFiniteLossError, RunInterrupted
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.interrupt import StopRequest
 from jdmctl.training.meter import Meter, Pace, peak_memory
-from jdmctl.training.plan import LEVEL_CHECK_STEPS, BatchSource, Observer, Settings, Stage
+from jdmctl.training.plan import ALARMS_TO_STOP, LEVEL_CHECK_STEPS, BatchSource, Observer, Settings, Stage
 from jdmctl.training.processes import average_gradients, broadcast_parameters
 from jdmctl.training.state import Stateful, TrainingState
 from jdmctl.types import Phase
@@ -43,6 +43,7 @@ def fit(
     loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
     if resume and (path := checkpoints.latest()):
         state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)
+        state.halted = state.halted and settings.stop_on_alarm
     else:
         broadcast_parameters([p for phase in phases for p in phase.parameters], accelerator)
     with loop.stop:
@@ -79,7 +80,7 @@ class _Loop:
             self.save(stage)
         self.logged_step = state.step
         self.pace.restart()
-        while not stage.is_over(state.step, state.losses):
+        while not (state.halted or stage.is_over(state.step, state.losses)):
             stage.before_step(state.step)
             rate = stage.rate(state.step)
             for phase in stage.step.phases:
@@ -121,14 +122,15 @@ class _Loop:
         settings, state = self.settings, self.state
         if state.step % LEVEL_CHECK_STEPS == 0:
             self.read_losses()
-        is_last, is_stopped = stage.is_over(state.step, state.losses), self.is_stopped()
+        is_last, is_stopped = stage.is_over(state.step, state.losses), self.any_process(self.stop.received)
         every = {settings.log_every_steps, settings.save_every_steps}
         every |= {settings.validate_every_steps, settings.preview_every_steps} if stage.averaged else set()
         if not (is_last or is_stopped or any(state.step % steps == 0 for steps in every)):
             return
         self.log(stage)
         is_best = self.look(stage, is_last)
-        if is_last or is_stopped or is_best or state.step % settings.save_every_steps == 0:
+        state.halted = self.any_process(state.halted)
+        if is_last or state.halted or is_stopped or is_best or state.step % settings.save_every_steps == 0:
             self.save(stage)
         self.pace.restart()
         if is_stopped:
@@ -138,12 +140,12 @@ class _Loop:
                 hint=f"go on with: jdmctl {self.settings.command} {run} --resume",
             )
 
-    def is_stopped(self) -> bool:
-        """Whether any process was asked to stop: they must all leave the loop at the same step."""
+    def any_process(self, says: bool) -> bool:
+        """Whether any process says so: they must all leave the loop at the same step."""
         if self.accelerator.num_processes == 1:
-            return self.stop.received
-        flag = torch.tensor(float(self.stop.received), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, "max"))
+            return says
+        flag = torch.tensor(float(says), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(flag, "sum"))
 
     def read_losses(self) -> None:
         if self.unread_losses:
@@ -192,6 +194,7 @@ class _Loop:
                 is_best = state.step > 0 and not values["score"] <= state.best.get("score", float("-inf"))
                 if is_best:
                     state.best = {"name": name} | values
+                state.halted = settings.stop_on_alarm and values.get("alarm", 0) >= ALARMS_TO_STOP
                 self.observer.log({"event": "validation", "stage": stage.name, "step": state.step} | values)
             if is_last or state.step % settings.preview_every_steps == 0:
                 self.observer.preview(name)

@@ -31,6 +31,9 @@ class Measure(Protocol):
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
         """Those that matter most."""
 
+    def warning(self, values: Mapping[str, Any]) -> str:
+        """What is wrong with them and what to do, or nothing."""
+
     def sheet(self) -> Image.Image: ...
 
 
@@ -80,6 +83,9 @@ class Validation:
             for name, control in self.controls.items()
         }
 
+    def warning(self, values: Mapping[str, Any]) -> str:
+        return ""
+
     def sheet(self) -> Image.Image:
         """Condition, output, re-extracted condition, their difference, for the first samples."""
         batch = self.batches[0]
@@ -113,7 +119,10 @@ class RunObserver:
     def log(self, record: dict[str, Any]) -> None:
         if record["event"] == "validation":
             record = record | {"adherence": self.validation.headlines(record)}
-        elif advice := saturation_advice(record):
+            advice = self.validation.warning(record)
+        else:
+            advice = saturation_advice(record)
+        if advice:
             record = record | {"warning": advice}
         metrics = self.folder / "metrics.jsonl"
         with writing(metrics):

@@ -13,6 +13,7 @@ from jdmctl.training.state import AdamW
 from jdmctl.types import Batch, Phase, Step
 
 LEVEL_CHECK_STEPS = 10
+ALARMS_TO_STOP = 2  # validations in a row
 
 
 class BatchSource(Protocol):
@@ -29,7 +30,10 @@ class Observer(Protocol):
     def log(self, record: dict[str, Any]) -> None: ...
 
     def validate(self) -> Mapping[str, float]:
-        """Measurements; `score` chooses the best checkpoint, higher is better."""
+        """Measurements; `score` chooses the best checkpoint, higher is better.
+
+        `alarm`, if it is there, is for how many validations in a row something has been wrong.
+        """
         ...
 
     def preview(self, name: str) -> None: ...
@@ -98,4 +102,5 @@ class Settings:
     save_every_steps: int = 100
     validate_every_steps: int = 50
     preview_every_steps: int = 50
+    stop_on_alarm: bool = True
     command: str = "add-control"  # to be told when a run is interrupted

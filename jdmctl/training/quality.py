@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -31,21 +32,28 @@ class Quality:
     goals: Tensor | None = None  # [n, 3, H, W]: what the teacher draws for the first prompts
 
     @torch.no_grad()
-    def draw(self, batch: Batch) -> Tensor:
+    def draw(self, batch: Batch, noise_name: str = "student_noise") -> Tensor:
         """[B, 3, H, W] in [0, 1]."""
-        noise = batch.draws.normal("student_noise", self.latent_shape)
-        return self.codec.decode(self.student.generate(noise, batch.prompt)).clamp(0, 1)
+        noise = batch.draws.normal(noise_name, self.latent_shape)
+        return self.codec.decode(self.student.generate(noise, batch.prompt, batch.conditions)).clamp(0, 1)
 
     def measure(self) -> dict[str, float]:
         """frechet, precision, recall; the score is -log(frechet)."""
-        features = self.features(torch.cat([self.draw(batch) for batch in self.batches]))
+        found = self.compare(self.features(torch.cat([self.draw(batch) for batch in self.batches])))
+        return found | {"score": -math.log(max(found["frechet"], 1e-12))}
+
+    def compare(self, features: Tensor) -> dict[str, float]:
+        """frechet, precision and recall of pictures with features [N, D]."""
         within, covered = precision_and_recall(features, self.reference)
         frechet = frechet_distance(features, self.reference)
-        found = {"precision": within.double().mean().item(), "recall": covered.double().mean().item()}
-        return {"frechet": frechet, **found, "score": -math.log(max(frechet, 1e-12))}
+        shares = {"precision": within.double().mean().item(), "recall": covered.double().mean().item()}
+        return {"frechet": frechet, **shares}
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
         return {name: values[name] for name in ("frechet", "recall")}
+
+    def warning(self, values: Mapping[str, Any]) -> str:
+        return ""
 
     def sheet(self) -> Image.Image:
         """What the student draws, beside what the teacher does from other noise."""

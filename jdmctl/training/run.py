@@ -55,7 +55,7 @@ def require_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise JdmError(
             f"{folder} is already there",
-            hint=f"go on with it (jdmctl add-control {folder} --resume), or choose another --output",
+            hint="go on with it (the same command, with --resume), or choose another --output",
         )
 
 
@@ -104,7 +104,8 @@ def train(
                     _add_metadata(partial, of_products)
     accelerator.wait_for_everyone()
     best = {key: value for key, value in state.best.items() if key != "score"}
-    return {"products": {name: str(folder / name) for name in run.products}, "best": best, **extra}
+    products = {name: str(folder / name) for name in run.products}
+    return {"products": products, "best": best, "halted": state.halted, **extra}
 
 
 def _add_metadata(folder: Path, metadata: Mapping[str, str]) -> None:

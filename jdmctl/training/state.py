@@ -49,10 +49,11 @@ class TrainingState:
         self.updates = dict.fromkeys(self.parameters, 0)
         self.losses: list[float] = []  # of this stage's last phase, for the rule that ends a warm-up
         self.best: dict[str, Any] = {}  # name, score and values of the best checkpoint on validation
+        self.halted = False  # this stage is over before its last step
 
     def enter(self, stage: int, averaged: Sequence[nn.Parameter]) -> None:
         """Begin a stage: step 0, no losses, its own average and its own best checkpoint."""
-        self.stage, self.step, self.losses, self.best = stage, 0, [], {}
+        self.stage, self.step, self.losses, self.best, self.halted = stage, 0, [], {}, False
         self.average = MovingAverage(averaged, self.ema_decay)
 
     def save(self, checkpoints: Checkpoints, name: str, extra: Mapping[str, Stateful]) -> Path:
@@ -113,7 +114,7 @@ class TrainingState:
         }
 
 
-_COUNTERS = ("stage", "step", "order", "updates", "losses", "best")
+_COUNTERS = ("stage", "step", "order", "updates", "losses", "best", "halted")
 
 
 def _adamw(parameters: Sequence[nn.Parameter], settings: AdamW) -> torch.optim.AdamW:

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from jdmctl.diffusion.schedule import Schedule, diffuse, expand
 from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.denoising import denoising_loss
 from jdmctl.objectives.divergence import Divergence
+from jdmctl.objectives.guidance import PromptGuidance
 from jdmctl.objectives.matching import Fidelity
 from jdmctl.objectives.ratio import RatioNormaliser, gan_loss
 from jdmctl.training.steps.weighting import real_samples, sample_weights, teach
@@ -47,7 +49,14 @@ class JDMStep:
     clean picture. For one step q = p there, but with energies its optimum is not
     p(x) p(c | x)^lambda: it holds less variety (tests/test_closed_forms.py derives how much).
 
-    With no energies this is Diff-Instruct / DMD distillation.
+    With no energies this is Diff-Instruct / DMD distillation. A reward is an energy too: -R(x, prompt).
+
+    `guidance` is an energy of the prompt, -weight log p(prompt | x_t), that a teacher knows by itself: its gradient
+    is what classifier-free guidance adds to the teacher's score, with draws and times of its own (Liu et al. 2025,
+    Decoupled DMD, arXiv:2511.22677, sec. 3). A `Guided` teacher is the coupled form.
+
+    Without `fidelity` energies alone are descended (ReFL, DRaFT at one step): for comparison. `anchor` adds the
+    squared distance of the trained parameters to where they started.
 
     The conventional way is there to compare with: `teacher_sees_controls`, for a teacher that has
     control branches of its own, no energies, and the conditional form.
@@ -89,6 +98,9 @@ class JDMStep:
     normaliser: RatioNormaliser | None = None
     gan_weight: float = 0.0
     r1_weight: float = 0.0  # of the critic's approximate R1
+    guidance: PromptGuidance | None = None
+    anchor: Anchor | None = None
+    fidelity: bool = True
 
     def __post_init__(self) -> None:
         if (self._is_weighted or self.gan_weight) and self.critic is None:
@@ -101,7 +113,7 @@ class JDMStep:
         fake, repeats = self.fake_score_parameters, self.fake_score_updates
         critic = Phase("critic", self.critic_loss, self.critic_parameters, self.critic_updates)
         return (
-            Phase("fake_score", self.fake_score_loss, fake, repeats),
+            *([Phase("fake_score", self.fake_score_loss, fake, repeats)] if self.fidelity else []),
             *([critic] if self.critic_parameters else []),
             Phase("student", self.student_loss, self.student_parameters),
         )
@@ -136,13 +148,16 @@ class JDMStep:
         <x0, g> then carries it into the student in one backward pass.
         """
         x0 = self._generate(batch)  # [B, C, h, w]
-        gradients, energies = self._gradients(x0, batch)
+        gradients, energies = self._gradients(x0, batch, self.fidelity)
         logs = {f"{name}_energy": values.mean() for name, values in energies.items()}
         for name in energies:
             gradients[name] = self.weights[name] * gradients[name]
         if self._is_weighted or self.gan_weight:
             logs |= self._judge(gradients, energies, x0, batch)
         total = (x0 * sum(gradients.values())).flatten(1).sum(1).mean()
+        if self.anchor:
+            logs["anchor_loss"] = (held := self.anchor()).detach()
+            total = total + held
         logs |= {f"{name}_norm": _norm(gradient) for name, gradient in gradients.items()}
         logs["x0_std"] = x0.detach().std()
         return Losses(total, logs)
@@ -151,12 +166,15 @@ class JDMStep:
         """Mean per-sample norm at x0 of fidelity and of each energy at lambda = 1, before h(r)."""
         with torch.no_grad():
             x0 = self._generate(batch)
-        gradients, _ = self._gradients(x0, batch)
+        gradients, _ = self._gradients(x0, batch, fidelity=True)
         return {name: _norm(gradient).item() for name, gradient in gradients.items()}
 
-    def _gradients(self, x0: Tensor, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Term -> d(term)/d(x0) of each sample, unweighted; and energy -> its values [B]."""
-        gradients, energies = {"fidelity": self._fidelity_gradient(x0, batch)}, {}
+    def _gradients(self, x0: Tensor, batch: Batch, fidelity: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Term -> d(term)/d(x0) of each sample, energies unweighted; and energy -> its values [B]."""
+        gradients = {"fidelity": self._fidelity_gradient(x0, batch)} if fidelity else {}
+        energies = {}
+        if self.guidance:
+            gradients["guidance"] = self._guidance_gradient(self.guidance, x0, batch)
         if self.energies:
             leaf = x0.detach().requires_grad_()
             image = self.codec.decode(self._energy_latent(leaf, batch))  # [B, 3, H, W]
@@ -176,6 +194,16 @@ class JDMStep:
             fake_x0 = self.fake_score(x_t, t, batch.prompt, self._fake_controls(batch))
             alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
             return self.matching.gradient(x0, teacher_x0, fake_x0, alpha, sigma)
+
+    @torch.no_grad()
+    def _guidance_gradient(self, guidance: PromptGuidance, x0: Tensor, batch: Batch) -> Tensor:
+        x0 = x0.detach()
+        t = guidance.timesteps(batch.draws.uniform("guidance_time"))
+        x_t = self._diffuse(x0, "guidance_noise", t, batch)
+        asked = self.teacher(x_t, t, batch.prompt)
+        unasked = self.teacher(x_t, t, guidance.empty_prompt(len(x_t)))
+        alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+        return guidance.weight * self.matching.gradient(x0, asked, unasked, alpha, sigma)
 
     def _judge(
         self, gradients: dict[str, Tensor], energies: dict[str, Tensor], x0: Tensor, batch: Batch

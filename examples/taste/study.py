@@ -1,0 +1,216 @@
+"""A student learns a taste from choices alone, in several ways, and is judged by the taste itself.
+
+    python examples/taste/taste.py                                   # 5,000 choices
+    jdmctl reward fit runs/taste/preferences.jsonl --encoder tiny/classifier --grid 2 --layer 1 -o runs/taste/reward
+    python examples/taste/study.py                                   # trains what is missing, then measures
+
+Writes docs/results/taste.json. Trained ways are ordinary runs of `jdmctl align tiny/align`; a cell that is there is
+not trained again. The same reward at the same ratio of gradient norms in each: with fidelity (jdm), with guidance
+apart, without (reward only), and with the squared distance to the first weights instead (l2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from taste import draw, noises, taste
+from torch import Tensor
+
+from jdmctl.build import build_trained
+from jdmctl.comparison.marks import open_entropy_ratio
+from jdmctl.evaluation.bootstrap import bootstrap
+from jdmctl.evaluation.fidelity import frechet_distance, tilted_weights
+from jdmctl.evaluation.prompts import OPEN, stated_accuracy
+from jdmctl.evaluation.results import Row, merge, read, setup, table, write
+from jdmctl.families.stable_diffusion import StableDiffusion
+from jdmctl.recipe_files import load_recipe
+from jdmctl.rewards.preference import Preference
+from jdmctl.search import best_of, refine_noise
+from jdmctl.tinyworld.judge import Judge
+from jdmctl.tinyworld.world import samples, world_folder
+
+FREE = ("shape", "striped", "checkered")  # neither stated nor tasted, where a caption leaves them open
+RESULTS = Path(__file__).parents[2] / "docs" / "results" / "taste.json"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of training, and what it changes in the recipe."""
+
+    name: str
+    changes: tuple[str, ...] = ()
+
+
+ARMS = {
+    arm.name: arm
+    for arm in (
+        Arm("jdm"),
+        Arm("reward only", ("objective.fidelity=false",)),
+        Arm("l2", ("objective.fidelity=false", "student.l2_to_start=0.3")),
+        Arm("jdm, guidance apart", ("objective.guidance=decoupled",)),
+    )
+}
+
+
+def align_command(arm: Arm, ratio: float, seed: int, reward: Path, run: Path) -> list[str]:
+    changes = [
+        "rewards.0.options.encoder=tiny/classifier",
+        f"rewards.0.ratio={ratio:g}",
+        "training.stop_on_alarm=false",
+        *arm.changes,
+    ]
+    sets = [word for change in changes for word in ("--set", change)]
+    return [
+        "jdmctl",
+        "align",
+        "tiny/align",
+        "--reward",
+        f"preference={reward}",
+        *sets,
+        "--seed",
+        str(seed),
+        "-o",
+        str(run),
+    ]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """500 test captions, and everything that answers are measured against."""
+
+    captions: list[str]
+    judge: Judge
+    stated: dict[str, Tensor]
+    true: dict[str, Tensor]
+    reference: Tensor  # features [M, D]
+    reference_taste: Tensor  # [M]
+    spread: float  # of the taste between two pictures of one prompt by the student before
+    before: Tensor  # [N]: what it drew, by the taste
+
+    @classmethod
+    def make(cls, num: int, family: StableDiffusion) -> Exam:
+        scenes, reference, judge = samples("test").first(num), samples("reference"), Judge.load(world_folder())
+        captions = [scenes.text(i) for i in range(num)]
+        first, second = (taste(draw(family, captions, 0, name)) for name in ("score", "again"))
+        images = reference.image(slice(None))
+        return cls(
+            captions, judge, judge.classes(scenes.stated[:, 0]), judge.classes(scenes.truth),
+            judge.features(images), taste(images),
+            ((first - second).square().mean() / 2).sqrt().item(), first,
+        )  # fmt: skip
+
+    def marks(self, images: Tensor) -> dict[str, tuple[float, float, float]]:
+        """Metric -> value and 95 % interval over captions."""
+        liked, features, shown = taste(images), self.judge.features(images), self.judge.shown(images)
+        correct = torch.full((len(images), len(self.stated)), torch.nan, dtype=torch.float64)
+        for column, (name, asked) in enumerate(self.stated.items()):
+            correct[asked != OPEN, column] = stated_accuracy({name: shown[name]}, {name: asked})[name]
+        free = {name: self.stated[name] for name in FREE}
+        variety = open_entropy_ratio(shown, free, self.true)
+        assert variety, "captions leave something open"
+
+        def tilted(chosen: Tensor) -> float:
+            weights = tilted_weights(self.reference_taste, liked[chosen].mean().item())
+            return frechet_distance(features[chosen], self.reference, weights)
+
+        statistics = {
+            "true taste gain": lambda chosen: ((liked - self.before)[chosen].mean() / self.spread).item(),
+            "frechet to tilted reference": tilted,
+            "frechet": lambda chosen: frechet_distance(features[chosen], self.reference),
+            "stated accuracy": lambda chosen: correct[chosen].nanmean().item(),
+            "open entropy": variety,
+        }
+        found = {}
+        for name, statistic in statistics.items():
+            one = bootstrap(statistic, len(images), centered=name.startswith("frechet"), resamples=100)
+            found[name] = (one.value, one.low, one.high)
+        return found
+
+
+def rows_of(exam: Exam, method: str, passes: int, drawn: list[Tensor], seeds: list[int], command: str) -> list[Row]:
+    """Means over seeds; an interval holds every seed's."""
+    each = [exam.marks(images) for images in drawn]
+    how = setup(f"{exam.judge.name}, {len(exam.reference)} reference pictures")
+    rows = []
+    for metric in each[0]:
+        values, lows, highs = zip(*(marks[metric] for marks in each), strict=True)
+        rows.append(
+            Row("tiny", "", method, passes, metric, sum(values) / len(values), min(lows), max(highs), seeds,
+                len(exam.captions), command, how)
+        )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/taste"), help="with preferences and reward")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["jdm", "reward only", "l2"])
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 1.0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--num", type=int, default=500, help="test captions")
+    parser.add_argument("--search", action="store_true", help="also best of n and noise refined for each picture")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    given = parser.parse_args()
+    reward = given.folder / "reward"
+
+    base = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
+    exam = Exam.make(given.num, base)
+    liking = Preference(str(reward), encoder=str(world_folder() / "classifier"))
+    own = shlex.join(["python", "examples/taste/study.py", *sys.argv[1:]])
+    keep(rows_of(exam, "student before", 1, [draw(base, exam.captions, 0, "score")], [0], own), given.results)
+    if given.search:
+        keep(rows_of(exam, "best of 4", 4, [searched(base, liking, exam, 4)], [0], own), given.results)
+        keep(rows_of(exam, "best of 16", 16, [searched(base, liking, exam, 16)], [0], own), given.results)
+        keep(rows_of(exam, "noise refined (ReNO)", 50, [refined(base, liking, exam)], [0], own), given.results)
+    for ratio in given.ratios:
+        for arm in (ARMS[name] for name in given.arms):
+            drawn, commands = [], []
+            for seed in given.seeds:
+                run = given.folder / "cells" / f"{arm.name.replace(' ', '-').replace(',', '')}-{ratio:g}-{seed}"
+                command = align_command(arm, ratio, seed, reward, run)
+                if not (run / "student").is_dir():
+                    subprocess.run([sys.executable, "-m", *command, "--quiet"], check=True)
+                family = build_trained(load_recipe(run), run, {})
+                drawn.append(draw(family, exam.captions, seed, "score"))
+                commands.append(shlex.join(command))
+            keep(rows_of(exam, f"{arm.name}, ratio {ratio:g}", 1, drawn, given.seeds, commands[0]), given.results)
+    print(table(read(given.results)))
+
+
+def searched(family: StableDiffusion, liking: Preference, exam: Exam, num: int) -> Tensor:
+    parts = torch.arange(len(exam.captions)).split(50)
+    return torch.cat(
+        [
+            best_of(
+                family, liking, [exam.captions[i] for i in part.tolist()],
+                [noises(family, part, 0, "score" if n == 0 else f"try {n}") for n in range(num)],
+            )
+            for part in parts
+        ]
+    )  # fmt: skip
+
+
+def refined(family: StableDiffusion, liking: Preference, exam: Exam) -> Tensor:
+    parts = torch.arange(len(exam.captions)).split(50)
+    return torch.cat(
+        [
+            refine_noise(family, liking, [exam.captions[i] for i in part.tolist()], noises(family, part, 0, "score"))
+            for part in parts
+        ]
+    )
+
+
+def keep(rows: list[Row], results: Path) -> None:
+    write(results, merge(read(results), rows))
+    print(json.dumps({row.metric: round(row.value, 3) for row in rows} | {"method": rows[0].method}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""`jdmctl align`: a one-step student that people like better, without a new distillation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jdmctl.cli.options import (
+    BatchSizeOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    LearningRateOption,
+    NumStepsOption,
+    PrecisionOption,
+    QuietOption,
+    ResumeOption,
+    RunOption,
+    SeedOption,
+    SetOption,
+    TrainDataOption,
+)
+from jdmctl.cli.output import Output, mode
+from jdmctl.cli.training import data_changes, plan, show, train_and_tell, training_changes
+
+
+def align(
+    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="tiny/align, a file, or a run folder.")] = "",
+    student: Annotated[str, typer.Option(help="One-step pipeline: folder, hub name or tiny.")] = "",
+    teacher: Annotated[
+        str,
+        typer.Option("--teacher", "--pretrained_model_name_or_path", help="Pipeline that the student was made from."),
+    ] = "",
+    reward: Annotated[
+        list[str],
+        typer.Option(metavar="NAME[=FOLDER]", help="To be pleased; jdmctl rewards lists them; may be repeated."),
+    ] = [],  # noqa: B006
+    heldout: Annotated[
+        list[str], typer.Option(metavar="NAME[=FOLDER]", help="A reward that only watches; may be repeated.")
+    ] = [],  # noqa: B006
+    data: TrainDataOption = "",
+    trainable: Annotated[Literal["", "lora", "full"], typer.Option(help="What of the student: lora or full.")] = "",
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Of the teacher.")] = None,
+    guidance: Annotated[Literal["", "coupled", "decoupled"], typer.Option(help="Within fidelity, or beside it.")] = "",
+    divergence: Annotated[str, typer.Option(help="From the teacher; jdmctl divergences lists them.")] = "",
+    num_steps: NumStepsOption = None,
+    batch_size: BatchSizeOption = None,
+    learning_rate: LearningRateOption = None,
+    precision: PrecisionOption = "",
+    seed: SeedOption = None,
+    overrides: SetOption = [],  # noqa: B006
+    output: RunOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    device: DeviceOption = "",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Adapt a one-step student to rewards, while its teacher keeps it from fooling them.
+
+    Say what by a recipe, or by --student, --teacher, --reward and --data alone; other options change the recipe. A
+    reward's other options go by --set rewards.NAME.options.KEY=VALUE. A recipe with controls and rewards trains both.
+    """
+    changes: dict[str, Any] = {
+        "model.student": student,
+        "model.teacher": teacher,
+        "rewards": [_reward(text) for text in reward],
+        "heldout_rewards": [_reward(text) for text in heldout],
+        **data_changes(data),
+        "student.trainable": trainable,
+        "objective.guidance": guidance,
+        "objective.guidance_scale": guidance_scale,
+        "objective.divergence": divergence,
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed),
+    }
+    given = {key: value for key, value in changes.items() if value not in ("", None, [])}
+    with Output(mode(as_json, quiet)) as out:
+        planned, folder = plan(recipe, given, overrides, output, resume, command="align")
+        if dry_run:
+            show(planned, device, out)
+        else:
+            train_and_tell(planned, folder, device, resume, out)
+
+
+def _reward(text: str) -> dict[str, Any]:
+    name, _, folder = text.partition("=")
+    return {"name": name, "options": {"folder": folder}} if folder else {"name": name}

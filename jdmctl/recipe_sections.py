@@ -1,0 +1,194 @@
+"""The sections of a recipe, each checked by itself; `recipe` puts them together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from jdmctl.controls.base import control_names
+from jdmctl.errors import JdmError
+from jdmctl.families import FAMILIES
+from jdmctl.rewards.base import reward_names
+
+SCORE_DIVERGENCES = ("sim", "sid")
+DEFAULT_DIVERGENCE = "reverse-kl"
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Section):
+    """The frozen teacher and the one-step student."""
+
+    family: Literal[tuple(FAMILIES)] = "stable_diffusion"  # type: ignore[valid-type]
+    teacher: str = Field(description="diffusers pipeline: a folder, a hub name, or tiny")
+    student: str = Field(description="one-step pipeline made from that teacher: likewise; none to distill")
+    student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
+
+
+def _one_of(what: str, names: Callable[[], list[str]]) -> AfterValidator:
+    def check(name: str) -> str:
+        known = names()
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            advice = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}"
+            raise ValueError(f"no {what} named '{name}', {advice}")
+        return name
+
+    return AfterValidator(check)
+
+
+class HeldOutReward(Section):
+    """Told while a run trains, and never trained on: what exposes a student that fools its own rewards."""
+
+    name: Annotated[str, _one_of("reward", reward_names)]
+    options: dict[str, Any] = Field(default_factory=dict, description="of the reward itself")
+
+
+class Reward(HeldOutReward):
+    """Something people like, as an energy of the picture."""
+
+    ratio: NonNegativeFloat = Field(1.0, description="|lambda grad reward| / |grad fidelity| once calibrated")
+    ramp_steps: Count = 0
+    threshold: float | None = Field(None, description="a picture that scores this is good enough")
+    crop: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of each side that the reward is shown")
+
+
+class Control(Section):
+    name: Annotated[str, _one_of("control", control_names)]
+    ratio: NonNegativeFloat = Field(1.0, description="|lambda grad energy| / |grad fidelity| once calibrated")
+    init: str = Field("student", description="the branch starts as student, dsm, or a ControlNet")
+    ramp_steps: Count = Field(
+        default_factory=lambda given: 50 if given.get("init") == "student" else 0,
+        description="steps over which lambda grows from 0; only a branch that starts blind needs it",
+    )
+    teacher_branch: str = Field("", description="ControlNet on the teacher, for methods whose teacher sees the control")
+    options: dict[str, Any] = Field(default_factory=dict, description="of the control itself")
+
+
+def _known_divergence(name: str) -> str:
+    if name not in SCORE_DIVERGENCES:
+        from jdmctl.objectives.divergence import load_divergence  # loads torch, which listing recipes must not
+
+        try:
+            return load_divergence(name).name
+        except JdmError as problem:
+            raise ValueError(f"{problem}; {problem.hint}") from problem
+    return name
+
+
+class Objective(Section):
+    divergence: Annotated[str, AfterValidator(_known_divergence)] = Field(
+        DEFAULT_DIVERGENCE, description="between teacher and student: jdmctl divergences lists them"
+    )
+    gan_weight: NonNegativeFloat = Field(
+        0.0, description="of a critic's verdict, beside fidelity as a mean over dimensions"
+    )
+    form: Literal["marginal", "conditional"] = Field("marginal", description="does the fake score see the condition")
+    weight: Literal["normalized", "kl"] = "normalized"
+    guidance_scale: PositiveFloat = Field(1.0, description="the teacher's classifier-free guidance")
+    guidance: Literal["coupled", "decoupled"] = Field(
+        "coupled", description="within fidelity, or beside it as an energy of the prompt with times of its own"
+    )
+    guidance_min_time: Fraction = Field(0.02, description="of decoupled guidance")
+    guidance_max_time: Fraction = 0.98
+    fidelity: bool = Field(True, description="false is for the ablation: nothing then keeps a student from cheating")
+    energy_at: Literal["clean", "denoised"] = "clean"
+    implicit_weight: PositiveFloat = Field(1.0, description="lambda of method: implicit")
+    balance: Literal["calibrated", "continuous"] = Field(
+        "calibrated",
+        description="freeze each lambda after warm-up, or keep the ratio of norms (a heuristic)",
+    )
+    min_time: Fraction = 0.02
+    max_time: Fraction = 0.98
+
+
+class FakeScore(Section):
+    trainable: Literal["lora", "full"] = "lora"
+    rank: PositiveInt = 16
+    updates: PositiveInt = Field(2, description="for each update of the student")
+    learning_rate: PositiveFloat = 3e-4
+    warmup_min_steps: Count = 60
+    warmup_max_steps: Count = 200
+
+
+class Critic(Section):
+    """Learns log teacher/student, for a divergence other than reverse KL and for the GAN term."""
+
+    features: Literal["teacher", "fake_score"] = "teacher"
+    positives: Literal["pictures", "teacher"] = Field(
+        "pictures", description="of the data, or the teacher's own samples"
+    )
+    updates: PositiveInt = Field(1, description="for each update of the student")
+    learning_rate: PositiveFloat = 1e-3
+    r1_weight: NonNegativeFloat = 0.0
+    ratio_decay: Fraction = Field(0.9, description="share of the old mean ratio that is kept, by noise level")
+
+
+class NoiseConsistency(Section):
+    """Of `method: nct`."""
+
+    limit: PositiveFloat = Field(0.05, description="how far pictures may be from the student's own at the boundary")
+    levels: PositiveInt = 16
+    multiplier: PositiveFloat = Field(1.0, description="of the boundary, at the start")
+
+
+class Student(Section):
+    """What of the student itself is trained; control branches always are."""
+
+    trainable: Literal["frozen", "lora", "full"] = "frozen"
+    rank: PositiveInt = Field(16, description="of its LoRA")
+    l2_to_start: NonNegativeFloat = Field(0.0, description="weight of the squared distance to what it was at first")
+
+
+class Training(Section):
+    num_steps: PositiveInt = Field(1000, description="updates of the student")
+    batch_size: PositiveInt = Field(24, description="samples of one update, over all processes")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="pieces that the batch is cut into, for memory")
+    learning_rate: PositiveFloat = 1e-4
+    lr_schedule: Literal["constant", "linear"] = Field("constant", description="linear falls to 0 over num_steps")
+    lr_warmup_steps: Count = 0
+    betas: tuple[Fraction, Fraction] = (0.0, 0.95)
+    weight_decay: NonNegativeFloat = 0.01
+    max_grad_norm: PositiveFloat = 1.0
+    ema_decay: Fraction = 0.99
+    precision: Literal["fp32", "bf16"] = "fp32"
+    stop_on_alarm: bool = Field(True, description="end a run with rewards once its alarms do not fall silent")
+    dsm_warmup_steps: Count = Field(0, description="denoising score matching of branches with init: dsm")
+    dsm_learning_rate: PositiveFloat = 3e-4
+    regression_steps: Count = Field(0, description="of a new student towards what its teacher makes of the same noise")
+    teacher_steps: PositiveInt = Field(25, description="of the teacher, where its samples are wanted")
+    log_every_steps: PositiveInt = 10
+    preview_every_steps: PositiveInt = 50
+    validate_every_steps: PositiveInt = 50
+    save_every_steps: PositiveInt = 100
+
+
+class Data(Section):
+    source: Literal["tiny", "images", "conditions", "prompts"]
+    path: str = Field("", description="of the images, condition maps or text file; tiny needs none")
+    num_samples: Count = Field(0, description="use the first so many; 0 means all there are")
+    prompt_dropout: Fraction = Field(0.1, description="share of prompts that are emptied")
+    num_validation_samples: PositiveInt = 64
+
+    @model_validator(mode="after")
+    def _has_path(self) -> Self:
+        if self.source != "tiny" and not self.path:
+            raise ValueError(f"source '{self.source}' needs data.path")
+        return self

@@ -1,0 +1,186 @@
+"""`jdmctl align` from the command to a student that plain diffusers draws with, on random tiny models."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from jdmctl.cli import app as cli
+from jdmctl.errors import RecipeError
+from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.training.watch import Watch
+
+QUICK = (
+    "training.batch_size=4",
+    "training.num_steps=2",
+    "training.validate_every_steps=1",
+    "training.preview_every_steps=2",
+    "training.log_every_steps=1",
+    "training.teacher_steps=2",
+    "fake_score.warmup_min_steps=0",
+    "fake_score.warmup_max_steps=1",
+    "fake_score.rank=2",
+    "data.num_validation_samples=4",
+)
+SET = [word for change in QUICK for word in ("--set", change)]
+
+
+@pytest.fixture
+def jdmctl(monkeypatch, capsys):
+    def run(*words) -> str:
+        AcceleratorState._reset_state()
+        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.app()
+        captured = capsys.readouterr()
+        assert not left.value.code, captured.err
+        return captured.out + captured.err
+
+    return run
+
+
+@pytest.fixture
+def many_photos(tmp_path):
+    from tiny_sd import write_photos
+
+    folder = tmp_path / "many"
+    folder.mkdir()
+    write_photos(folder, number=24)
+    return folder
+
+
+def records(run: str, event: str) -> list[dict]:
+    lines = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def test_a_lora_for_a_reward_with_another_watching(in_tiny_world, many_photos, jdmctl):
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos)
+    out = jdmctl("align", *words, "--reward", "brightness", "--heldout", "warmth", *SET, "-o", "run")
+    assert "run/student_lora" in out
+    recipe = load_recipe("run")
+    assert recipe.student.trainable == "lora" and recipe.name == "brightness"
+    steps = [record for record in records("run", "step") if record["stage"] == "training"]
+    assert {"fidelity_norm", "brightness_norm", "brightness_energy", "fake_score_loss"} <= steps[0].keys()
+    validation = records("run", "validation")[-1]
+    assert {"brightness", "warmth (held out)", "frechet", "diversity"} == set(validation["adherence"])
+    assert validation["sharpness"] > 0 and 0 <= validation["saturation"] <= 1
+    assert Path("run/curve.png").exists() and list(Path("run/previews").iterdir())
+    jdmctl("sample", "run", "-p", "a red box", "-o", "drawn")
+    assert Path("drawn/grid.png").exists()
+
+
+def test_all_of_a_student_is_an_ordinary_pipeline(in_tiny_world, many_photos, jdmctl):
+    """Full training, guidance apart and coupled: one pass of the result either way."""
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--trainable", "full")
+    for guidance in ("decoupled", "coupled"):
+        jdmctl(
+            "align", *words, "--reward", "brightness", "--guidance", guidance, "--guidance-scale", 2.0, *SET,
+            "-o", guidance,
+        )  # fmt: skip
+        steps = [record for record in records(guidance, "step") if record["stage"] == "training"]
+        assert ("guidance_norm" in steps[0]) == (guidance == "decoupled")
+        pipe = StableDiffusionPipeline.from_pretrained(f"{guidance}/student", safety_checker=None)
+        calls = []
+        pipe.unet.register_forward_hook(lambda *_: calls.append(1))  # noqa: B023
+        pipe("a red box", num_inference_steps=1, guidance_scale=1.0, output_type="np")
+        assert len(calls) == 1
+    left, right = (load_file(f"{g}/student/unet/diffusion_pytorch_model.safetensors") for g in ("coupled", "decoupled"))
+    assert any(not torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_control_and_a_reward_in_one_run(in_tiny_world, many_photos, jdmctl):
+    """Both energies are weighed against fidelity, and both products are there."""
+    Path("both.yaml").write_text(
+        f"""name: both
+model: {{teacher: tiny, student: tiny}}
+controls: [{{name: lowres}}]
+rewards: [{{name: brightness, ratio: 0.5, crop: 0.5, threshold: 0.9}}]
+data: {{source: images, path: {many_photos}}}
+"""
+    )
+    jdmctl("align", "both.yaml", *SET, "-o", "run")
+    assert Path("run/controlnet").is_dir() and Path("run/student_lora").is_dir()
+    steps = [record for record in records("run", "step") if record["stage"] == "training"]
+    assert {"lowres_norm", "brightness_norm"} <= steps[-1].keys()
+    adherence = records("run", "validation")[-1]["adherence"]
+    assert "brightness" in adherence and any(name.startswith("lowres") for name in adherence)
+
+    jdmctl("align", "run", "-o", "again", "--set", "controls.lowres.init=run/controlnet")  # a branch that is there
+    assert Path("again/controlnet").is_dir()
+
+
+def test_the_ablation_trains_no_fake_score_and_keeps_the_same_weight(in_tiny_world, many_photos, jdmctl):
+    """Calibrated as if fidelity were there, so both runs have the same lambda; then only the student is trained."""
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET)
+    jdmctl("align", *words, "-o", "with")
+    jdmctl("align", *words, "-o", "without", "--set", "objective.fidelity=false", "--set", "student.l2_to_start=0.1")
+    last = [[r for r in records(run, "step") if r["stage"] == "training"][0] for run in ("with", "without")]
+    assert "fidelity_norm" in last[0] and not {"fidelity_norm", "fake_score_loss"} & last[1].keys()
+    assert "anchor_loss" in last[1]
+    assert last[1]["brightness_norm"] == pytest.approx(last[0]["brightness_norm"], rel=1e-3)
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, many_photos, jdmctl):
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness",
+             *SET, "--set", "training.save_every_steps=1")  # fmt: skip
+    jdmctl("align", *words, "--set", "training.num_steps=4", "-o", "whole")
+    jdmctl("align", *words, "-o", "half")
+    jdmctl("align", "half", "--resume", "--num-steps", 4)
+    whole, half = (Path(run, "checkpoints", "step-000004") for run in ("whole", "half"))
+    for file in whole.glob("*.safetensors"):
+        one, other = load_file(file), load_file(half / file.name)
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    states = [json.loads(next(folder.glob("*.json")).read_text()) for folder in (whole, half)]
+    assert states[0]["extra"]["watch"] == states[1]["extra"]["watch"]
+    assert len(states[0]["extra"]["watch"]["history"]) == 5
+
+
+def test_alarms_end_a_run_and_tell_why(in_tiny_world, many_photos, jdmctl, monkeypatch):
+    """Two looks with something wrong end it; resumed without the rule it goes on."""
+    monkeypatch.setattr(Watch, "problems", lambda self: ["x grew odd"] if len(self.history) > 2 else [])
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET,
+             "--set", "training.num_steps=6")  # fmt: skip
+    out = jdmctl("align", *words, "-o", "run")
+    assert "x grew odd. lower rewards.brightness.ratio" in out
+    assert "stopped before its last step" in out and "step-000001" in out
+    assert records("run", "validation")[-1]["step"] == 3
+    jdmctl("align", "run", "--resume", "--set", "training.stop_on_alarm=false")
+    assert records("run", "validation")[-1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        (["method=dsm", "controls=[{name: canny}]"], "takes no rewards"),
+        (["rewards=[{name: brightnes}]"], "did you mean 'brightness'?"),
+        (["rewards=[{name: warmth}, {name: warmth}]"], "named twice"),
+        (["rewards=[]", "student.trainable=lora"], "there are none"),
+        (["student.trainable=frozen"], "student.trainable is lora or full"),
+        (["rewards.warmth.crop=0"], "greater than 0"),
+        (["rewards.warmth.ration=1"], "rewards.0.ration: unknown key, did you mean 'ratio'?"),
+        (["student.trainabel=full"], "did you mean 'trainable'?"),
+        (["critic.update=1"], "did you mean 'updates'?"),
+        (["objective.fidelity=false", "objective.gan_weight=1"], "leaves no room"),
+        (["objective.divergence=sim", "objective.guidance=decoupled"], "coupled guidance only"),
+    ],
+)
+def test_recipes_that_cannot_be(changes, problem):
+    values = {"name": "x", "model": {"teacher": "tiny", "student": "tiny"}, "data": {"source": "tiny"},
+              "rewards": [{"name": "warmth"}], "heldout_rewards": [{"name": "contrast"}]}  # fmt: skip
+    with pytest.raises(RecipeError) as error:
+        parse_recipe(values, changes)
+    assert problem in str(error.value)
+
+
+def test_a_recipe_of_another_command_is_named(in_tiny_world, monkeypatch, capsys):
+    for command, recipe, right in (("align", "tiny/canny", "add-control"), ("align", "tiny/distill", "distill")):
+        monkeypatch.setattr(sys, "argv", ["jdmctl", command, recipe])
+        with pytest.raises(RecipeError) as error:
+            cli.app()
+        assert f"is a recipe of jdmctl {right}" in str(error.value)

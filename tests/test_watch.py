@@ -1,0 +1,66 @@
+"""Alarms of a run with rewards: each rises for its own reason, and says what to do."""
+
+import pytest
+
+from jdmctl.training.watch import Watch
+
+START = {"liked": 0.0, "held": 1.0, "frechet": 4.0, "diversity": 2.0, "sharpness": 1.0, "saturation": 0.4,
+         "accuracy": 0.9}  # fmt: skip
+SPREADS = {"liked": 0.5, "held": 0.2}
+
+
+def watch(*changes: dict) -> tuple[Watch, list[dict]]:
+    one = Watch(("liked",), ("held",))
+    return one, [one.look({**START, **change}, SPREADS) for change in ({}, *changes)]
+
+
+def test_a_reward_that_is_earned_raises_nothing():
+    one, looks = watch({"liked": 1.0, "held": 1.1}, {"liked": 2.0, "held": 1.2, "frechet": 5.0})
+    assert [look["alarm"] for look in looks] == [0, 0, 0] and one.advice() == ""
+    assert [look["score"] for look in looks] == pytest.approx([0, 0.5, 1.0])  # held-out, in its spreads
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"liked": 2.0, "held": 0.9}, "held, which is not trained on, fell from 1 to 0.9"),
+        ({"frechet": 6.1}, "distance to true pictures grew from 4 to 6.1"),
+        ({"diversity": 1.3}, "grew alike"),
+        ({"sharpness": 1.6}, "sharpness"),
+        ({"sharpness": 0.6}, "sharpness"),
+        ({"saturation": 0.7}, "saturation"),
+        ({"accuracy": 0.75}, "shown less often: 0.75, was 0.90"),
+    ],
+)
+def test_each_alarm(change, word):
+    one, looks = watch(change)
+    assert looks[-1]["alarm"] == 1
+    assert word in one.advice() and "lower rewards.liked.ratio" in one.advice()
+
+
+def test_a_held_out_reward_may_fall_with_the_trained_one_and_within_its_noise():
+    for change in ({"liked": -1.0, "held": 0.5}, {"liked": 1.0, "held": 0.96}):
+        assert watch(change)[1][-1]["alarm"] == 0
+
+
+def test_alarms_are_counted_in_a_row_and_the_best_checkpoint_is_one_without():
+    bad = {"liked": 9.0, "held": 0.5}
+    _, looks = watch({"liked": 1.0, "held": 1.1}, bad, bad, {"liked": 1.0, "held": 1.1}, bad)
+    assert [look["alarm"] for look in looks] == [0, 0, 1, 2, 0, 1]
+    scores = [look["score"] for look in looks]
+    assert max(scores) == scores[1] and scores[2] < scores[0]
+
+
+def test_without_a_held_out_reward_the_trained_one_scores_and_the_rest_still_watches():
+    one = Watch(("liked",), ())
+    one.look(START, SPREADS)
+    assert one.look({**START, "liked": 1.0}, SPREADS)["score"] == pytest.approx(2.0)
+    assert one.look({**START, "liked": 9.0, "frechet": 9.0}, SPREADS)["alarm"] == 1
+
+
+def test_what_it_remembers_is_saved():
+    one, _ = watch({"liked": 2.0, "held": 0.9})
+    two = Watch(("liked",), ("held",))
+    two.load_state_dict(one.state_dict())
+    assert two.problems() == one.problems() and two.problems()
+    assert two.look({**START, "liked": 2.0, "held": 0.9}, {})["alarm"] == 2
