@@ -202,7 +202,7 @@ def build_jdm_step(
     objective, settings = recipe.objective, recipe.fake_score
     device = next(family.student.parameters()).device
     is_aware = recipe.method in AWARE_TEACHERS
-    form = "conditional" if recipe.method in ("dmd-control", "redistill") else objective.form
+    form = "conditional" if is_aware else objective.form  # a score that is blind never comes near one that sees
     teacher = (
         ControlGuided(family.teacher, objective.implicit_weight) if recipe.method == "implicit" else family.teacher
     )

@@ -110,7 +110,7 @@ class Objective(Section):
     guidance_max_time: Fraction = 0.98
     fidelity: bool = Field(True, description="false is for the ablation: nothing then keeps a student from cheating")
     energy_at: Literal["clean", "denoised"] = "clean"
-    implicit_weight: PositiveFloat = Field(1.0, description="lambda of method: implicit")
+    implicit_weight: PositiveFloat = Field(2.0, description="lambda of method: implicit; at 1 it is dmd-control")
     balance: Literal["calibrated", "continuous"] = Field(
         "calibrated",
         description="freeze each lambda after warm-up, or keep the ratio of norms (a heuristic)",

@@ -47,6 +47,16 @@ def in_tiny_world(tiny_world, tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory) -> Path:
+    """A random CLIP."""
+    from tiny_sd import write_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    write_clip(folder)
+    return folder / "model"
+
+
 @pytest.fixture(autouse=True)
 def fresh_precision():
     """Accelerate keeps the first precision for a process's life; each test is to be as in a new process."""

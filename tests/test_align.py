@@ -59,7 +59,7 @@ def records(run: str, event: str) -> list[dict]:
     return [line for line in lines if line["event"] == event]
 
 
-def test_a_lora_for_a_reward_with_another_watching(in_tiny_world, many_photos, jdmctl):
+def test_a_lora_for_a_reward_with_another_watching(in_tiny_world, many_photos, jdmctl, clip):
     words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos)
     out = jdmctl("align", *words, "--reward", "brightness", "--heldout", "warmth", *SET, "-o", "run")
     assert "run/student_lora" in out
@@ -71,6 +71,11 @@ def test_a_lora_for_a_reward_with_another_watching(in_tiny_world, many_photos, j
     assert {"brightness", "warmth (held out)", "frechet", "diversity"} == set(validation["adherence"])
     assert validation["sharpness"] > 0 and 0 <= validation["saturation"] <= 1
     assert Path("run/curve.png").exists() and list(Path("run/previews").iterdir())
+    out = jdmctl("eval", "run", "--data", many_photos, "--features", clip, "--num", 8, "--json")
+    rows = json.loads(out[out.index("{") :].splitlines()[0])["rows"]
+    told = {(row["method"], row["metric"]): row["value"] for row in rows}
+    for metric in ("reward brightness", "held-out reward warmth", "frechet"):
+        assert {("jdm", metric), ("student without control", metric)} <= told.keys()
     jdmctl("sample", "run", "-p", "a red box", "-o", "drawn")
     assert Path("drawn/grid.png").exists()
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFilter
-from tiny_sd import byte_tokenizer
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from jdmctl.cli import app as cli
 from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
@@ -54,24 +52,6 @@ def test_sharpness_falls_with_blur_and_colour_is_measured():
 def test_mean_distance_of_a_triangle():
     """Sides 3, 4 and 5 of a right triangle: 4."""
     assert mean_distance(torch.tensor([[0.0, 0], [3, 0], [0, 4]])) == pytest.approx(4)
-
-
-@pytest.fixture(scope="module")
-def clip(tmp_path_factory) -> Path:
-    """A random CLIP in the folder format of transformers."""
-    folder = tmp_path_factory.mktemp("clip")
-    tokenizer = byte_tokenizer(folder / "source")
-    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
-    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    vision = small | {"image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        folder / "model"
-    )
-    return folder / "model"
 
 
 @pytest.fixture(scope="module")

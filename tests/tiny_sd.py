@@ -13,6 +13,9 @@ from diffusers import (
 )
 from PIL import Image, ImageDraw
 from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -145,3 +148,17 @@ def write_photos(folder: Path, number: int) -> None:
         picture.save(folder / f"{i:02d}.png")
         rows.append({"file_name": f"{i:02d}.png", "text": f"a {color} box on a white floor"})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_clip(folder: Path) -> None:
+    """A random CLIP in the folder format of transformers."""
+    tokenizer = byte_tokenizer(folder / "source")
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = small | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    text |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    vision = small | {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    size, crop = {"shortest_edge": 32}, {"height": 32, "width": 32}
+    CLIPImageProcessor(size=size, crop_size=crop).save_pretrained(folder / "model")

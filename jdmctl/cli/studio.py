@@ -165,7 +165,7 @@ def _finished(run: Path, product: str) -> Path:
     if not (run / product).is_dir():
         raise BadInputError(
             f"the run in {run} has not finished: there is no {product}",
-            hint=f"go on with it: jdmctl add-control {run} --resume",
+            hint=f"go on with it: the command that made it, with {run} --resume",
         )
     return run / product
 

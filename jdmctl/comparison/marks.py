@@ -32,6 +32,7 @@ def marks_of(scenes: Scenes, drawings: Sequence[Drawing]) -> Marks:
     for drawing in drawings:
         found = {
             **_adherence(scenes, drawing.images),
+            **_liking(scenes, drawing.images),
             **_fidelity(scenes, drawing.images),
             **_appearance(scenes, drawing.images),
             **_prompt(scenes, drawing.images),
@@ -62,6 +63,17 @@ def _adherence(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
         for name, control in scenes.controls.items()
         for metric, values in scores(control, images, scenes.conditions[name]).items()
     }
+
+
+@torch.no_grad()
+def _liking(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
+    """Mean rewards of pictures and their captions."""
+    texts = [scenes.pictures.text(i) for i in range(len(images))]
+    found = {}
+    for name, reward in scenes.rewards.items():
+        parts = [reward(images[first : first + 50], texts[first : first + 50]) for first in range(0, len(images), 50)]
+        found[name] = _mean_of(torch.cat(parts).double())
+    return found
 
 
 def _fidelity(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from jdmctl.controls.base import Control
 from jdmctl.evaluation.bootstrap import bootstrap
 from jdmctl.evaluation.prompts import Classes
 from jdmctl.evaluation.results import Row, setup
+from jdmctl.rewards.base import Reward
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.training.draws import SampleDraws
 
@@ -66,6 +67,7 @@ class Scenes:
     train: Tensor  # [T, 3, 16, 16], to look for copies in
     base: Tensor | None = None  # float64 features of the student's pictures without control
     uncontrolled: Tensor | None = None  # first requests, by the student without control
+    rewards: Mapping[str, Reward] = field(default_factory=dict)  # name in rows -> what is asked of every picture
 
     @classmethod
     def make(
