@@ -18,6 +18,7 @@ from jdmctl.feedback.features import pair_features
 from jdmctl.feedback.fit import fit_preferences, split_by_prompt
 from jdmctl.feedback.pairs import Pair, read_pairs
 from jdmctl.rewards.base import load_reward
+from jdmctl.rewards.encoders import load_encoder
 from jdmctl.rewards.preference import Preference
 
 
@@ -243,6 +244,25 @@ def test_the_reward_is_log_odds_about_zero(taste, tmp_path):
     kept = [pair for pair, held in zip(pairs, out.tolist(), strict=True) if not held]
     found = [Image.open(image) for pair in kept for image in (pair.image_a, pair.image_b)]
     assert reward(to_image(found), [""] * len(found)).mean().item() == pytest.approx(0, abs=1e-4)
+
+
+def test_places_and_layers_of_a_classifier_are_kept_with_the_reward(taste, tmp_path):
+    """2 x 2 places of the first hidden state, [4 x 8]: their mean is that of one place; the folder says so itself."""
+    folder = str(write_classifier(tmp_path / "classifier", preprocessor=False))
+    encoder, whole = load_encoder(folder, grid=2, layer=0), load_encoder(folder, layer=0)
+    image = torch.rand(3, 3, 32, 32)
+    features = encoder(image, [""] * 3)
+    assert features.shape == (3, 32)
+    torch.testing.assert_close(features.unflatten(1, (8, 4)).mean(2), whole(image, [""] * 3))
+    flipped = encoder(image.flip(3), [""] * 3)
+    assert not torch.allclose(features, flipped, atol=1e-3)
+    fit_preferences(taste, encoder, tmp_path / "reward", resolution_px=16)
+    torch.testing.assert_close(
+        Preference(str(tmp_path / "reward"))(image, [""] * 3),
+        Preference(str(tmp_path / "reward"), encoder=encoder)(image, [""] * 3),
+    )
+    with pytest.raises(BadInputError, match="has no layer 9"):
+        load_encoder(folder, layer=9)(image, [""] * 3)
 
 
 def test_the_same_seed_gives_the_same_reward(taste, tmp_path):
