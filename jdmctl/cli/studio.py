@@ -57,16 +57,16 @@ class Studio:
             for control in recipe.controls:
                 if control.name in branches:
                     raise BadInputError(f"{folder} and another run both have {control.name}", hint=_ONE_STUDENT)
-                branches[control.name] = _finished(folder, recipe.branch_folders[control.name])
+                branches[control.name] = _finished(folder, recipe, recipe.branch_folders[control.name])
                 options[control.name] = control.options
             controls |= build_controls(recipe, device)
         changed = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.student_folder]
         if changed and len(folders) > 1:
             raise BadInputError(f"{changed[0]} changed its student, so it cannot be composed", _ONE_STUDENT)
         model, own = recipes[0].model, recipes[0].student_folder
-        lora = _finished(folders[0], own) if own == "student_lora" else None
+        lora = _finished(folders[0], recipes[0], own) if own == "student_lora" else None
         if own == "student":
-            model = model.model_copy(update={"student": str(_finished(folders[0], own))})
+            model = model.model_copy(update={"student": str(_finished(folders[0], recipes[0], own))})
         family = build_student(model, branches, lora, device)
         return cls(model.student, model.student_time, branches, options, device, family, controls, lora, recipes[0])
 
@@ -161,11 +161,11 @@ def _recipe_of(folder: Path) -> Recipe:
     return load_recipe(folder)
 
 
-def _finished(run: Path, product: str) -> Path:
+def _finished(run: Path, recipe: Recipe, product: str) -> Path:
     if not (run / product).is_dir():
         raise BadInputError(
             f"the run in {run} has not finished: there is no {product}",
-            hint=f"go on with it: the command that made it, with {run} --resume",
+            hint=f"go on with it: jdmctl {recipe.command} {run} --resume",
         )
     return run / product
 
