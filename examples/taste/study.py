@@ -5,8 +5,8 @@
     python examples/taste/study.py                                   # trains what is missing, then measures
 
 Writes docs/results/taste.json. Trained ways are ordinary runs of `jdmctl align tiny/align`; a cell that is there is
-not trained again. The same reward at the same ratio of gradient norms in each: with fidelity (jdm), with guidance
-apart, without (reward only), and with the squared distance to the first weights instead (l2).
+not trained again. Each way has its own knob for how far it goes (`ARMS`): the ratio of gradient norms where fidelity
+holds it, the weight of the squared distance to the first weights, the number of updates where nothing holds it.
 """
 
 from __future__ import annotations
@@ -42,43 +42,35 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results" / "taste.json"
 
 @dataclass(frozen=True)
 class Arm:
-    """A way of training, and what it changes in the recipe."""
+    """A way of training, what it changes in the recipe, and the knob that says how far it goes."""
 
-    name: str
+    knob: str
+    strengths: tuple[float, ...]
     changes: tuple[str, ...] = ()
 
 
+_WITHOUT = ("objective.fidelity=false", "rewards.0.ratio=0.25", "training.ema_decay=0")
 ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("jdm"),
-        Arm("reward only", ("objective.fidelity=false",)),
-        Arm("l2", ("objective.fidelity=false", "student.l2_to_start=0.3")),
-        Arm("jdm, guidance apart", ("objective.guidance=decoupled",)),
-    )
+    "jdm": Arm("rewards.0.ratio", (0.125, 0.25, 0.5)),
+    "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
+    "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
+    "reward + l2": Arm("student.l2_to_start", (300, 1000, 3000), _WITHOUT),
 }
+SEARCHES = {"best of": (4, 16), "noise refined, steps": (2, 5, 10)}
+_PLAIN = str.maketrans(" ", "-", ",+")
+FEWEST = 50  # true pictures' worth of weight: a reference tilted further than that is a handful of pictures
 
 
-def align_command(arm: Arm, ratio: float, seed: int, reward: Path, run: Path) -> list[str]:
+def align_command(arm: Arm, strength: float, seed: int, reward: Path, run: Path) -> list[str]:
     changes = [
         "rewards.0.options.encoder=tiny/classifier",
-        f"rewards.0.ratio={ratio:g}",
         "training.stop_on_alarm=false",
         *arm.changes,
+        f"{arm.knob}={strength:g}",
     ]
     sets = [word for change in changes for word in ("--set", change)]
-    return [
-        "jdmctl",
-        "align",
-        "tiny/align",
-        "--reward",
-        f"preference={reward}",
-        *sets,
-        "--seed",
-        str(seed),
-        "-o",
-        str(run),
-    ]
+    given = ["--reward", f"preference={reward}", *sets, "--seed", str(seed), "-o", str(run)]
+    return ["jdmctl", "align", "tiny/align", *given]
 
 
 @dataclass(frozen=True)
@@ -116,22 +108,29 @@ class Exam:
         variety = open_entropy_ratio(shown, free, self.true)
         assert variety, "captions leave something open"
 
-        def tilted(chosen: Tensor) -> float:
-            weights = tilted_weights(self.reference_taste, liked[chosen].mean().item())
-            return frechet_distance(features[chosen], self.reference, weights)
-
         statistics = {
             "true taste gain": lambda chosen: ((liked - self.before)[chosen].mean() / self.spread).item(),
-            "frechet to tilted reference": tilted,
             "frechet": lambda chosen: frechet_distance(features[chosen], self.reference),
             "stated accuracy": lambda chosen: correct[chosen].nanmean().item(),
             "open entropy": variety,
         }
+        weights = self._tilted_to(liked.mean().item())
+        if weights is not None:
+            statistics["frechet to tilted reference"] = lambda chosen: frechet_distance(
+                features[chosen], self.reference, weights
+            )
         found = {}
         for name, statistic in statistics.items():
             one = bootstrap(statistic, len(images), centered=name.startswith("frechet"), resamples=100)
             found[name] = (one.value, one.low, one.high)
         return found
+
+    def _tilted_to(self, mean: float) -> Tensor | None:
+        """Weights of the true pictures that bring them to this mean taste; None where almost none are so."""
+        if not self.reference_taste.min() < mean < self.reference_taste.max():
+            return None
+        weights = tilted_weights(self.reference_taste, mean)
+        return weights if 1 / weights.square().sum() >= FEWEST else None
 
 
 def rows_of(exam: Exam, method: str, passes: int, drawn: list[Tensor], seeds: list[int], command: str) -> list[Row]:
@@ -139,7 +138,7 @@ def rows_of(exam: Exam, method: str, passes: int, drawn: list[Tensor], seeds: li
     each = [exam.marks(images) for images in drawn]
     how = setup(f"{exam.judge.name}, {len(exam.reference)} reference pictures")
     rows = []
-    for metric in each[0]:
+    for metric in sorted(set.intersection(*map(set, each))):
         values, lows, highs = zip(*(marks[metric] for marks in each), strict=True)
         rows.append(
             Row("tiny", "", method, passes, metric, sum(values) / len(values), min(lows), max(highs), seeds,
@@ -151,8 +150,8 @@ def rows_of(exam: Exam, method: str, passes: int, drawn: list[Tensor], seeds: li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/taste"), help="with preferences and reward")
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=["jdm", "reward only", "l2"])
-    parser.add_argument("--ratios", nargs="+", type=float, default=[0.25, 0.5, 1.0])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--strengths", nargs="+", type=float, help="instead of the ways' own")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--num", type=int, default=500, help="test captions")
     parser.add_argument("--search", action="store_true", help="also best of n and noise refined for each picture")
@@ -166,21 +165,25 @@ def main() -> None:
     own = shlex.join(["python", "examples/taste/study.py", *sys.argv[1:]])
     keep(rows_of(exam, "student before", 1, [draw(base, exam.captions, 0, "score")], [0], own), given.results)
     if given.search:
-        keep(rows_of(exam, "best of 4", 4, [searched(base, liking, exam, 4)], [0], own), given.results)
-        keep(rows_of(exam, "best of 16", 16, [searched(base, liking, exam, 16)], [0], own), given.results)
-        keep(rows_of(exam, "noise refined (ReNO)", 50, [refined(base, liking, exam)], [0], own), given.results)
-    for ratio in given.ratios:
-        for arm in (ARMS[name] for name in given.arms):
+        for num in SEARCHES["best of"]:
+            keep(rows_of(exam, f"best of {num}", num, [searched(base, liking, exam, num)], [0], own), given.results)
+        for num in SEARCHES["noise refined, steps"]:
+            drawn = [refined(base, liking, exam, num)]
+            keep(rows_of(exam, f"noise refined (ReNO), {num} steps", num, drawn, [0], own), given.results)
+    for name in given.arms:
+        arm = ARMS[name]
+        for strength in given.strengths or arm.strengths:
             drawn, commands = [], []
             for seed in given.seeds:
-                run = given.folder / "cells" / f"{arm.name.replace(' ', '-').replace(',', '')}-{ratio:g}-{seed}"
-                command = align_command(arm, ratio, seed, reward, run)
+                run = given.folder / "cells" / f"{name.translate(_PLAIN)}-{strength:g}-{seed}"
+                command = align_command(arm, strength, seed, reward, run)
                 if not (run / "student").is_dir():
                     subprocess.run([sys.executable, "-m", *command, "--quiet"], check=True)
                 family = build_trained(load_recipe(run), run, {})
                 drawn.append(draw(family, exam.captions, seed, "score"))
                 commands.append(shlex.join(command))
-            keep(rows_of(exam, f"{arm.name}, ratio {ratio:g}", 1, drawn, given.seeds, commands[0]), given.results)
+            method = f"{name}, {arm.knob.rpartition('.')[2].replace('_', ' ')} {strength:g}"
+            keep(rows_of(exam, method, 1, drawn, given.seeds, commands[0]), given.results)
     print(table(read(given.results)))
 
 
@@ -197,11 +200,13 @@ def searched(family: StableDiffusion, liking: Preference, exam: Exam, num: int) 
     )  # fmt: skip
 
 
-def refined(family: StableDiffusion, liking: Preference, exam: Exam) -> Tensor:
+def refined(family: StableDiffusion, liking: Preference, exam: Exam, num: int) -> Tensor:
     parts = torch.arange(len(exam.captions)).split(50)
     return torch.cat(
         [
-            refine_noise(family, liking, [exam.captions[i] for i in part.tolist()], noises(family, part, 0, "score"))
+            refine_noise(
+                family, liking, [exam.captions[i] for i in part.tolist()], noises(family, part, 0, "score"), num
+            )
             for part in parts
         ]
     )
