@@ -13,6 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from jdmctl.build import build_reward
 from jdmctl.recipe import Recipe
+from jdmctl.rewards.base import Reward
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.world import samples, world_folder
 from jdmctl.training.approval import Approval
@@ -75,6 +76,12 @@ def build_quality(recipe: Recipe, family: Any, batches: Batches, val: Samples) -
         reference=features(true),
         goals=by_teacher(list(shown[0].texts[:_GOALS])),
     )
+
+
+def build_judging_rewards(recipe: Recipe) -> dict[str, Reward]:
+    """What finished pictures are asked: the rewards of a recipe, and those that it holds out."""
+    trained = {f"reward {given.name}": build_reward(given, "cpu") for given in recipe.rewards}
+    return trained | {f"held-out reward {given.name}": build_reward(given, "cpu") for given in recipe.heldout_rewards}
 
 
 def build_approval(

@@ -166,11 +166,11 @@ def captioned_world(tiny_world, tmp_path, monkeypatch):
     samples.cache_clear()
 
 
-@pytest.mark.slow
-def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, capfd):
-    """Without a budget the report says what is missing; then cells are trained once, and scores repeat exactly."""
+@pytest.fixture
+def compare(captioned_world, recipe, monkeypatch, capfd):
+    """Runs `jdmctl compare` on the recipe of the folder, and gives what it reports."""
 
-    def compare(*words) -> dict:
+    def run(*words: str) -> dict:
         monkeypatch.setattr(sys, "argv", ["jdmctl", "compare", recipe, *words, "--json", "-o", "out"])
         with pytest.raises(SystemExit) as left:
             cli.app()
@@ -178,6 +178,12 @@ def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, ca
         assert not left.value.code, captured.err
         return json.loads(captured.out.splitlines()[-1])
 
+    return run
+
+
+@pytest.mark.slow
+def test_from_the_command_to_the_report(compare, recipe):
+    """Without a budget the report says what is missing; then cells are trained once, and scores repeat exactly."""
     words = ["--method", "jdm", "--method", "dsm", "--teacher-steps", "2", "--num", "8"]
     assert compare(*words, "--budget-minutes", "0")["missing"] == [f"{recipe} jdm-0", f"{recipe} dsm-0"]
     done = compare(*words)
@@ -215,3 +221,39 @@ def test_from_the_command_to_the_report(captioned_world, recipe, monkeypatch, ca
     again = compare(*words)
     assert Path("out/jdm-0/recipe.yaml").stat().st_mtime_ns == began
     assert again["rows"] == done["rows"]
+
+
+TASTE = """
+name: quick
+model: {teacher: tiny, student: tiny}
+student: {trainable: full}
+rewards: [{name: warmth}]
+fake_score: {warmup_min_steps: 0, warmup_max_steps: 2, rank: 2}
+training: {num_steps: 2, batch_size: 4, validate_every_steps: 2, preview_every_steps: 2}
+data: {source: tiny, num_samples: 8, num_validation_samples: 8}
+"""
+
+
+def test_what_a_reward_is_pursued_with_instead_of_fidelity(recipe, tmp_path):
+    Path(recipe).write_text(TASTE)
+    asked = entries("jdm", "reward-only", "reward-l2", **{"reward-l2": ["student.l2_to_start=3"]})
+    cells = {cell.name: cell.recipe for cell in plan(recipe, [], asked, tmp_path)}
+    assert [cell.objective.fidelity for cell in cells.values()] == [True, False, False]
+    assert [cell.student.l2_to_start for cell in cells.values()] == [0, 0, 3]
+    assert {cell.command for cell in cells.values()} == {"align"}
+
+
+@pytest.mark.slow
+def test_ways_to_please_a_reward_stand_side_by_side(compare, recipe):
+    """Trained with and without fidelity, and searched without training: each has its passes and the reward's row."""
+    Path(recipe).write_text(TASTE)
+    found = compare("--method", "jdm", "--method", "reward-only", "--best-of", "3", "--refine-steps", "2", "--num", "8")
+    assert found["missing"] == []
+    liked = {row["method"]: row for row in found["rows"] if row["metric"] == "reward warmth"}
+    assert {method: row["passes"] for method, row in liked.items()} == {
+        "true pictures": 0, "VAE round trip": 0, "student without control": 1, "best of 3": 3,
+        "noise refined, 2 steps": 2, "jdm": 1, "reward-only": 1,
+    }  # fmt: skip
+    before = liked["student without control"]["value"]
+    assert liked["best of 3"]["value"] > before and liked["noise refined, 2 steps"]["value"] >= before
+    assert "reward warmth" in Path("out/report.html").read_text()

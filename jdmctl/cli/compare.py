@@ -1,4 +1,4 @@
-"""`jdmctl compare`: every way of controlling a one-step student, side by side."""
+"""`jdmctl compare`: every way of teaching a one-step student a control or a taste, side by side."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from jdmctl.comparison.cells import Entry
     from jdmctl.comparison.heldout import Asked
     from jdmctl.comparison.report import Arena
+    from jdmctl.comparison.searches import MorePasses
 
 
 def compare(
@@ -36,7 +37,8 @@ def compare(
         list[str],
         typer.Option(
             metavar="METHOD[@VARIANT][:SEEDS]",
-            help="jdm, nct, dsm, dmd-control, implicit, redistill; may be repeated.",
+            help="jdm, nct, dsm, dmd-control, implicit, redistill; for rewards jdm, reward-only, reward-l2; may be "
+            "repeated.",
         ),
     ] = ["jdm", "dsm"],  # noqa: B006
     overrides: Annotated[
@@ -51,6 +53,8 @@ def compare(
         float("inf")
     ),
     teacher_steps: Annotated[str, typer.Option(help="Steps of the teacher with dsm's ControlNet.")] = "10,25,50",
+    best_of: Annotated[str, typer.Option(help="Rewards: also the best of so many pictures, as 4,16.")] = "",
+    refine_steps: Annotated[str, typer.Option(help="Rewards: also noise refined (ReNO) in so many steps.")] = "",
     data: HeldOutOption = None,
     reference: ReferenceOption = None,
     features: FeaturesOption = DEFAULT_FEATURES,
@@ -78,12 +82,17 @@ def compare(
             raise BadInputError(
                 f"--set is for {min(unused)}, which is not compared", hint=f"add --method {min(unused)}"
             )
-        steps = _numbers(teacher_steps)
+        from jdmctl.comparison.searches import MorePasses
+
+        more = MorePasses(
+            _numbers("--teacher-steps", teacher_steps), _numbers("--best-of", best_of),
+            _numbers("--refine-steps", refine_steps),
+        )  # fmt: skip
         arenas = _arenas(recipes, common, entries, output)
         _show(arenas, out)
         if not dry_run:
             asked = Asked(data, reference, features, split, num)
-            _run(arenas, budget_minutes, device, asked, steps, results, out)
+            _run(arenas, budget_minutes, device, asked, more, results, out)
 
 
 def _arenas(recipes: list[str], overrides: list[str], entries: list[Entry], output: Path | None) -> list[Arena]:
@@ -135,7 +144,7 @@ def _run(
     budget_minutes: float,
     device: str,
     asked: Asked,
-    teacher_steps: list[int],
+    more: MorePasses,
     results: Path | None,
     out: Output,
 ) -> None:
@@ -152,7 +161,7 @@ def _run(
     require_same(cells)
     complete(cells, budget_minutes * 60, device, out.note)
     command = shlex.join(["jdmctl", *sys.argv[1:]])
-    reports = [report(arena, asked, teacher_steps, command, out.note) for arena in arenas]
+    reports = [report(arena, asked, more, command, out.note) for arena in arenas]
     rows = [row for one in reports for row in one.scored.rows]
     if len(arenas) > 1:
         seeds = {one.method: one.seeds for one in reports[0].scored.drawn}
@@ -172,22 +181,22 @@ def _run(
         out.note(f"missing: {', '.join(missing)}; the same command again goes on with them")
 
 
-def _numbers(text: str) -> list[int]:
+def _numbers(option: str, text: str) -> list[int]:
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise BadInputError(f"--teacher-steps {text}: not numbers of steps", hint="write them as 10,25,50")
+        raise BadInputError(f"{option} {text}: not numbers above 0", hint="write them as 10,25,50")
     return [int(word) for word in words]
 
 
 def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Overrides for all, and by method."""
-    from jdmctl.recipe import METHODS
+    from jdmctl.comparison.cells import COMPARED
 
     common: list[str] = []
     of_method: dict[str, list[str]] = {}
     for text in overrides:
         head, colon, rest = text.partition(":")
-        if colon and head.partition("@")[0] in METHODS:
+        if colon and head.partition("@")[0] in COMPARED:
             of_method.setdefault(head, []).append(rest)
         else:
             common.append(text)

@@ -13,6 +13,14 @@ from jdmctl.errors import BadInputError
 from jdmctl.recipe import AWARE_TEACHERS, METHODS, Recipe
 from jdmctl.recipe_files import load_recipe
 
+# What a reward is pursued with instead of fidelity: the objective of ReFL and DRaFT at one step, and weights held by
+# their distance to the first. Both are stopped early or held as the recipe says: `--set reward-only:KEY=VALUE`.
+REWARD_BASELINES = {
+    "reward-only": ("objective.fidelity=false",),
+    "reward-l2": ("objective.fidelity=false", "student.l2_to_start=1000"),
+}
+COMPARED = (*METHODS, *REWARD_BASELINES)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -28,18 +36,19 @@ class Entry:
         """`nct:3` is nct with three seeds, `jdm@kl` a variant of jdm; `changes` by label. Raises BadInputError."""
         label, _, number = text.partition(":")
         method, at, variant = label.partition("@")
-        if method not in METHODS:
-            raise BadInputError(f"no method named '{method}'", hint=f"there are {', '.join(METHODS)}")
+        if method not in COMPARED:
+            raise BadInputError(f"no method named '{method}'", hint=f"there are {', '.join(COMPARED)}")
         if number and not (number.isdecimal() and int(number) > 0):
             raise BadInputError(f"'{text}' is not METHOD:SEEDS", hint=f"write {method}:3 for three seeds")
         if at and not re.fullmatch(r"[\w.-]+", variant):
             raise BadInputError(f"'{text}' is not METHOD@VARIANT", hint=f"write {method}@small, letters and digits")
-        return cls(method, label, int(number or 1), tuple(changes.get(label, ())))
+        own = REWARD_BASELINES.get(method, ())
+        return cls("jdm" if own else method, label, int(number or 1), (*own, *changes.get(label, ())))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run, in its own folder, by an ordinary `jdmctl add-control`."""
+    """One run, in its own folder, by an ordinary `jdmctl add-control` or `jdmctl align`."""
 
     label: str
     number: int  # of its seed: a recipe's own is the first
@@ -52,7 +61,9 @@ class Cell:
 
     @property
     def is_done(self) -> bool:
-        return all(branch.is_dir() for branch in self.branches().values())
+        own = self.recipe.student_folder
+        left = [*self.branches().values(), *([self.folder / own] if own else [])]
+        return all(folder.is_dir() for folder in left)
 
     @property
     def is_given(self) -> bool:

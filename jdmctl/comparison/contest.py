@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from jdmctl.build import build_controls, build_family, build_reward, build_trained, resolve
+from jdmctl.build import build_controls, build_family, build_trained, resolve
+from jdmctl.build_quality import build_judging_rewards
 from jdmctl.comparison.heldout import Asked, captioned
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Scenes
 from jdmctl.comparison.sheet import sheet
@@ -22,7 +23,6 @@ from jdmctl.evaluation.results import Row
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
-from jdmctl.rewards.base import Reward
 from jdmctl.tinyworld.make import REPORT_FILE
 from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.world import world_folder
@@ -106,7 +106,7 @@ def score_runs(
     controls = {name: control for recipe in entrant.recipes for name, control in build_controls(recipe, "cpu").items()}
     base = build_base(entrant.recipe)
     scenes = asked.open(base.resolution_px).scenes(controls).with_base(base)
-    scenes = replace(scenes, rewards=_rewards(entrant.recipe))
+    scenes = replace(scenes, rewards=build_judging_rewards(entrant.recipe))
     drawings = []
     for family, seed in zip(entrant.families(), entrant.seeds, strict=True):
         say(f"drawing {scenes.num} pictures of {entrant.method}, seed {seed}")
@@ -124,11 +124,6 @@ def score_runs(
             pictures.parent.mkdir(parents=True, exist_ok=True)
             sheet(scenes, {entrant.method: drawings[0].images}).save(pictures)
     return rows
-
-
-def _rewards(recipe: Recipe) -> dict[str, Reward]:
-    trained = {f"reward {given.name}": build_reward(given, "cpu") for given in recipe.rewards}
-    return trained | {f"held-out reward {given.name}": build_reward(given, "cpu") for given in recipe.heldout_rewards}
 
 
 def build_base(recipe: Recipe) -> Any:

@@ -12,7 +12,6 @@ from jdmctl.comparison.cost import Cost
 from jdmctl.comparison.scenes import Scenes
 from jdmctl.comparison.scoring import Drawn
 from jdmctl.comparison.sheet import sheet
-from jdmctl.controls.base import Control
 from jdmctl.evaluation.results import Row
 
 Values = Mapping[tuple[str, str], Row]  # (method, metric)
@@ -57,7 +56,7 @@ def page(
         "<h2>Beside what was there before</h2>" if relative else "",
         _table(methods, relative, values) if relative else "",
         "<h2>Training</h2>",
-        _costs(cells, costs, next(iter(scenes.controls.values()))),
+        _costs(cells, costs, headline, scenes.is_better_higher),
         _curves(cells, colors, headline),
         "<h2>Passes, adherence, fidelity, variety</h2>",
         _scatters(drawn, values, headline, colors),
@@ -87,23 +86,23 @@ def _number(row: Row | None) -> str:
     return f"{row.value:.4g}<br><small>{row.low:.4g} to {row.high:.4g}</small>" if row else ""
 
 
-def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost], control: Control) -> str:
+def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, higher_is_better: bool) -> str:
     """What each run took, and how soon it came to what the first one reached in the end."""
     histories = {cell.name: cell.history() for cell in cells}
     goal = max(
         (score for _, score in histories[cells[0].name].curve), default=0.0,
-        key=lambda score: score if control.higher_is_better else -score,
+        key=lambda score: score if higher_is_better else -score,
     )  # fmt: skip
-    goal *= 0.98 if control.higher_is_better else 1.02
+    goal -= 0.02 * abs(goal) if higher_is_better else -0.02 * abs(goal)
     columns = (
-        "run", "state", "minutes", f"minutes to {control.name} {control.headline} {goal:.3g}", "peak memory, GB",
+        "run", "state", "minutes", f"minutes to {headline} {goal:.3g}", "peak memory, GB",
         "updates", "batch", "GFLOP an update", "forward + backward",
     )  # fmt: skip
     lines = []
     for cell in cells:
         cost, training, history = costs.get(cell.label), cell.recipe.training, histories[cell.name]
         passes = [f"{name} {there} + {back}" for name, (there, back) in cost.passes.items() if there] if cost else []
-        reached = history.seconds_to(goal, control.higher_is_better)
+        reached = history.seconds_to(goal, higher_is_better)
         found = (
             cell.name, cell.state, f"{history.seconds / 60:.1f}",
             "" if reached is None else f"{reached / 60:.1f}", f"{history.memory_bytes / 1e9:.1f}", training.num_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from jdmctl.comparison.cost import Cost, cell_cost
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.page import page
 from jdmctl.comparison.scoring import Scored, score
+from jdmctl.comparison.searches import MorePasses
 from jdmctl.evaluation.results import write
 from jdmctl.training.atomic import write_text
 
@@ -35,15 +36,13 @@ class Report:
     file: Path
 
 
-def report(
-    arena: Arena, asked: Asked, teacher_steps: Sequence[int], command: str, say: Callable[[str], None]
-) -> Report:
+def report(arena: Arena, asked: Asked, more: MorePasses, command: str, say: Callable[[str], None]) -> Report:
     """Score what is there, and write compare.json and report.html into the folder."""
-    scored = score(arena.cells, asked, teacher_steps, command, say)
+    scored = score(arena.cells, asked, more, command, say)
     write(arena.folder / "compare.json", scored.rows)
     first = [cell for cell in arena.cells if cell.is_done and cell.number == 0 and not cell.is_given]
     costs = {cell.label: cell_cost(cell) for cell in first}
     file = arena.folder / "report.html"
-    title = f"{arena.recipe}: ways of controlling a one-step student"
+    title = f"{arena.recipe}: ways to teach a one-step student"
     write_text(file, page(title, arena.cells, costs, scored.scenes, scored.drawn, scored.rows))
     return Report(scored, costs, file)

@@ -101,6 +101,11 @@ class Scenes:
         height, width = self.pictures.images.shape[-2:]
         return setup(f"{self.judge.name}, {len(self.reference)} reference pictures, {width} x {height} px")
 
+    @property
+    def is_better_higher(self) -> bool:
+        """Of the first metric: the first control's, or the first reward."""
+        return next((control.higher_is_better for control in self.controls.values()), True)
+
     def true_images(self) -> Tensor:
         return self.pictures.image(slice(0, self.num))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jdmctl.build import build_controls, build_family, build_trained
+from jdmctl.build_quality import build_judging_rewards
 from jdmctl.comparison.cells import Cell
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Marks, Scenes
+from jdmctl.comparison.searches import MorePasses, searches
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row
 
@@ -36,9 +38,7 @@ class Scored:
     compared: dict[str, Marks]  # method -> ratios
 
 
-def score(
-    cells: Sequence[Cell], asked: Asked, teacher_steps: Sequence[int], command: str, say: Callable[[str], None]
-) -> Scored:
+def score(cells: Sequence[Cell], asked: Asked, more: MorePasses, command: str, say: Callable[[str], None]) -> Scored:
     """Draw and measure.
 
     Raises:
@@ -52,10 +52,11 @@ def score(
         )
     base = build_family(recipe.model, "cpu")
     scenes = asked.open(base.resolution_px).scenes(build_controls(recipe, "cpu")).with_base(base)
+    scenes = replace(scenes, rewards=build_judging_rewards(recipe))
     drawn: list[Drawn] = []
     rows: list[Row] = []
     marks: dict[str, Marks] = {}
-    for one in _draw(scenes, cells, teacher_steps):
+    for one in _draw(scenes, cells, more):
         say(f"scored: {one.method}, {one.passes} passes")
         drawn.append(one)
         marks[one.method] = scenes.marks(one.drawings)
@@ -69,13 +70,15 @@ def score(
     return Scored(scenes, drawn, rows, compared)
 
 
-def _draw(scenes: Scenes, cells: Sequence[Cell], teacher_steps: Sequence[int]) -> Iterator[Drawn]:
+def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[Drawn]:
     """True pictures and their round trip (the ideal), no control, ordinary ControlNets, and each other method."""
     recipe = cells[0].recipe
     family = build_family(recipe.model, "cpu")
     yield Drawn(TRUE, 0, (0,), (Drawing(scenes.true_images()),))
     yield Drawn(ROUND_TRIP, 0, (0,), (scenes.round_trip(family),))
     yield Drawn(NO_CONTROL, 1, (recipe.seed,), (scenes.draw(family, recipe.seed, controlled=False),))
+    for name, passes, drawing in searches(scenes, family, recipe, more):
+        yield Drawn(name, passes, (recipe.seed,), (drawing,))
     by_label: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.is_done:
@@ -90,7 +93,7 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], teacher_steps: Sequence[int]) -
         minutes = sum(cell.history().seconds for cell in done) / 60 / len(done)
         suffix = label.removeprefix("dsm")
         yield Drawn(PLUGGED + suffix if is_ordinary else label, 1, seeds, one_step, minutes)
-        for num_steps in teacher_steps if is_ordinary else ():
+        for num_steps in more.teacher_steps if is_ordinary else ():
             scale = recipe.objective.guidance_scale
             images = tuple(_multistep(scenes, cell, num_steps, scale) for cell in done)
             passes = num_steps * (1 if scale == 1 else 2)

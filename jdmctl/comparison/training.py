@@ -1,4 +1,4 @@
-"""Trains the cells of a comparison, each by an ordinary `jdmctl add-control` in a process of its own."""
+"""Trains the cells of a comparison, each by its ordinary command in a process of its own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def complete(cells: Sequence[Cell], budget_seconds: float, device: str, say: Cal
 
 
 def _command(cell: Cell, device: str) -> list[str]:
-    words = [sys.executable, "-m", "jdmctl", "add-control"]
+    words = [sys.executable, "-m", "jdmctl", cell.recipe.command]
     words += ["--device", device] if device else []
     checkpoints = cell.folder / "checkpoints"
     if checkpoints.is_dir() and any(checkpoints.iterdir()):
