@@ -24,6 +24,7 @@ from taste import draw, noises, taste
 from torch import Tensor
 
 from jdmctl.build import build_trained
+from jdmctl.comparison.contest import world_report
 from jdmctl.comparison.marks import open_entropy_ratio
 from jdmctl.evaluation.bootstrap import bootstrap
 from jdmctl.evaluation.fidelity import frechet_distance, tilted_weights
@@ -164,6 +165,7 @@ def main() -> None:
     liking = Preference(str(reward), encoder=str(world_folder() / "classifier"))
     own = shlex.join(["python", "examples/taste/study.py", *sys.argv[1:]])
     keep(rows_of(exam, "student before", 1, [draw(base, exam.captions, 0, "score")], [0], own), given.results)
+    keep(rows_of(exam, "guided teacher", 50, [by_teacher(base, exam)], [0], own), given.results)
     if given.search:
         for num in SEARCHES["best of"]:
             keep(rows_of(exam, f"best of {num}", num, [searched(base, liking, exam, num)], [0], own), given.results)
@@ -185,6 +187,15 @@ def main() -> None:
             method = f"{name}, {arm.knob.rpartition('.')[2].replace('_', ' ')} {strength:g}"
             keep(rows_of(exam, method, 1, drawn, given.seeds, commands[0]), given.results)
     print(table(read(given.results)))
+
+
+def by_teacher(family: StableDiffusion, exam: Exam) -> Tensor:
+    scale, images = world_report()["teacher guidance"], []
+    for part in torch.arange(len(exam.captions)).split(50):
+        prompt = family.encode_prompt([exam.captions[i] for i in part.tolist()])
+        latent = family.multistep(noises(family, part, 0, "score"), prompt, 25, scale)
+        images.append(family.codec.decode(latent).clamp(0, 1))
+    return torch.cat(images)
 
 
 def searched(family: StableDiffusion, liking: Preference, exam: Exam, num: int) -> Tensor:
