@@ -1,6 +1,6 @@
 """How well the energy of `canny` stands in for cv2.Canny, which has no gradient.
 
-    python examples/canny_surrogate/measure.py
+    python examples/canny_surrogate/measure.py [--results docs/results/canny_surrogate.json]
 
 First table: on each kind of picture, the F1 (one pixel of tolerance) of the energy's own tests against
 cv2.Canny, and of its odds; student pictures are floats, which cv2 sees rounded to 8 bits.
@@ -22,9 +22,11 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from jdmctl.cli.evaluate import keep
 from jdmctl.controls.canny import Canny, edge_agreement
 from jdmctl.controls.soft_canny import edge_logit, edge_margins
 from jdmctl.errors import MissingWeightsError
+from jdmctl.evaluation.results import Row, setup
 from jdmctl.tinyworld.captions import caption
 from jdmctl.tinyworld.scenes import render
 
@@ -37,16 +39,17 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=200, help="of each kind in the first table")
     parser.add_argument("--descents", type=int, default=8, help="of each kind in the second table")
     parser.add_argument("--steps", type=int, default=30, help="of each descent")
+    parser.add_argument("--results", type=Path, help="file of rows, docs/results/NAME.json")
     settings = parser.parse_args()
     torch.manual_seed(0)
     family = world_family()
     pictures = real_pictures(settings.pictures) | scene_pictures(settings.pictures, family)
     print(f"{'pictures':10}{'number':>8}{'edge px':>9}{'F1 of tests':>13}{'px that differ':>16}{'F1 of odds':>12}")
-    for kind, images in pictures.items():
-        report_agreement(kind, images)
+    rows = [row for kind, images in pictures.items() for row in report_agreement(kind, images)]
     print(f"\n{'pictures':10}{'spoilt by':>11}{'through':>10}{'F1':>7}{'after':>7}{'rms change':>12}")
     for kind, images in pictures.items():
-        report_descents(kind, images[: settings.descents], settings.steps, family)
+        rows += report_descents(kind, images[: settings.descents], settings.steps, family)
+    keep(rows, settings.results)
 
 
 def world_family():
@@ -87,7 +90,7 @@ def to_image(pictures: np.ndarray) -> Tensor:
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255  # [N, 3, H, W]
 
 
-def report_agreement(kind: str, images: Tensor) -> None:
+def report_agreement(kind: str, images: Tensor) -> list[Row]:
     requested = Canny().condition(images)[:, :1] > 0.5
     passed = (edge_margins(images, 100, 200) > 0).all(0)
     likely = edge_logit(images, 100, 200) > 0
@@ -95,12 +98,14 @@ def report_agreement(kind: str, images: Tensor) -> None:
     differ = (passed != requested).float().mean()
     share = requested.float().mean()
     print(f"{kind:10}{len(images):8}{share:9.1%}{of_tests:13.4f}{differ:16.3%}{of_odds:12.3f}")
+    found = {"F1 of tests": of_tests, "px that differ": differ, "F1 of odds": of_odds}
+    return [row(kind, "agreement", name, value.item(), len(images)) for name, value in found.items()]
 
 
-def report_descents(kind: str, images: Tensor, num_steps: int, family) -> None:
+def report_descents(kind: str, images: Tensor, num_steps: int, family) -> list[Row]:
     images = images.clamp(0, 1)
     conditions = Canny().condition(images)
-    noise = torch.randn(images.shape)
+    noise, rows = torch.randn(images.shape), []
     spoilt = {
         "blur": gaussian_blur2d(images, (9, 9), (1.5, 1.5)),
         "noise": (images + 0.1 * noise).clamp(0, 1),
@@ -111,7 +116,7 @@ def report_descents(kind: str, images: Tensor, num_steps: int, family) -> None:
         before = score(start, conditions)
         for through, smooth in (("pixels", lambda g: g), ("smooth", lambda g: gaussian_blur2d(g, (7, 7), (1.0, 1.0)))):
             end = descend(start, lambda image: image, smooth, conditions, PIXEL_STEP, num_steps)
-            report(kind, name, through, before, start, end, conditions)
+            rows += report(kind, name, through, before, start, end, conditions)
         if family:
             with torch.no_grad():
                 latent = family.codec.encode(start)
@@ -120,7 +125,8 @@ def report_descents(kind: str, images: Tensor, num_steps: int, family) -> None:
             end = family.codec.decode(
                 descend(latent, family.codec.decode, lambda g: g, conditions, step, num_steps)
             ).detach()
-            report(kind, name, "latent", score(start, conditions), start, end, conditions)
+            rows += report(kind, name, "latent", score(start, conditions), start, end, conditions)
+    return rows
 
 
 def descend(x: Tensor, decode: Callable, smooth: Callable, conditions: Tensor, step: float, num_steps: int) -> Tensor:
@@ -138,9 +144,17 @@ def score(images: Tensor, conditions: Tensor) -> float:
     return Canny().scores(images, conditions)["f1"].mean().item()
 
 
-def report(kind, name, through, before, start, end, conditions) -> None:
-    change = (end - start).square().mean((1, 2, 3)).sqrt().mean()
-    print(f"{kind:10}{name:>11}{through:>10}{before:7.3f}{score(end, conditions):7.3f}{change:12.3f}", flush=True)
+def report(kind, name, through, before, start, end, conditions) -> list[Row]:
+    change = (end - start).square().mean((1, 2, 3)).sqrt().mean().item()
+    after = score(end, conditions)
+    print(f"{kind:10}{name:>11}{through:>10}{before:7.3f}{after:7.3f}{change:12.3f}", flush=True)
+    found = {"F1 before": before, "F1 after": after, "rms change": change}
+    return [row(kind, f"{name}, through {through}", metric, value, len(start)) for metric, value in found.items()]
+
+
+def row(kind: str, method: str, metric: str, value: float, num: int) -> Row:
+    command = "python examples/canny_surrogate/measure.py"
+    return Row(kind, "canny", method, 0, metric, value, value, value, [0], num, command, setup("cv2.Canny(100, 200)"))
 
 
 if __name__ == "__main__":

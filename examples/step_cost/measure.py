@@ -1,6 +1,6 @@
 """What a training step costs beyond its network passes, and whether it makes any pass too many.
 
-    python examples/step_cost/measure.py [RECIPE] [--steps 20]
+    python examples/step_cost/measure.py [RECIPE] [--steps 20] [--results docs/results/step_cost.json]
 
 Prints the passes of one step per network, counted by hooks, beside the stated minimum; then the wall time of whole
 steps (data, losses, optimisers, averages) over the sum of the same bare passes timed in the same process.
@@ -16,7 +16,9 @@ from tempfile import TemporaryDirectory
 import torch
 
 from jdmctl.build_run import build_run
+from jdmctl.cli.evaluate import keep
 from jdmctl.comparison.cost import training_cost
+from jdmctl.evaluation.results import Row, setup
 from jdmctl.recipe_files import load_recipe
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.loop import fit
@@ -94,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="tiny/depth")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--results", type=Path, help="file of rows, docs/results/NAME.json")
     arguments = parser.parse_args()
 
     recipe = load_recipe(arguments.recipe)
@@ -127,6 +130,18 @@ def main() -> None:
     bare = (before + after) / 2
     print(f"\nwhole step {whole:.3f} s, bare passes {bare:.3f} s (before {before:.3f}, after {after:.3f}): "
           f"ratio {whole / bare:.3f}")  # fmt: skip
+    command = f"python examples/step_cost/measure.py {arguments.recipe} --steps {arguments.steps}"
+    how = setup(f"batch of {len(batch)}, {recipe.training.precision}, {torch.get_num_threads()} threads")
+    measured = {
+        "GFLOP a step": [cost.flops / 1e9] * 3,
+        "whole step / bare passes": [whole / bare, whole / max(before, after), whole / min(before, after)],
+    }
+    rows = [
+        Row("tiny", "+".join(energy.name for energy in step.energies), arguments.recipe, 1, metric, *values,
+            [recipe.seed], arguments.steps, command, how)
+        for metric, values in measured.items()
+    ]  # fmt: skip
+    keep(rows, arguments.results)
     if cost.passes != least:
         raise SystemExit("the passes differ from the stated minimum")
 
