@@ -1,7 +1,7 @@
 """A student learns a taste from choices alone, in several ways, and is judged by the taste itself.
 
     python examples/taste/taste.py                                   # 5,000 choices
-    jdmctl reward fit runs/taste/preferences.jsonl --encoder tiny/classifier --grid 2 --layer 1 -o runs/taste/reward
+    jdmctl reward fit runs/taste/preferences.jsonl --encoder tiny/classifier --grid 2 --layer 0 -o runs/taste/reward
     python examples/taste/study.py                                   # trains what is missing, then measures
 
 Writes docs/results/taste.json. Trained ways are ordinary runs of `jdmctl align tiny/align`; a cell that is there is
