@@ -221,10 +221,7 @@ def build_jdm_step(
     is_distance = name in SCORE_DIVERGENCES
     matching = ScoreDivergence(cast(Any, name)) if is_distance else Matching(objective.weight)
 
-    @functools.cache
-    def empty_prompt(size: int) -> Any:
-        return family.encode_prompt([""] * size)
-
+    empty_prompt = functools.cache(family.empty_prompt)
     guidance = None
     if recipe.guidance_weight:
         times = UniformTimesteps(objective.guidance_min_time, objective.guidance_max_time)

@@ -17,6 +17,12 @@ class Schedule(Protocol):
     def sigma(self, t: Tensor) -> Tensor: ...
 
 
+class NetworkSchedule(Schedule, Protocol):
+    """One that also knows what a network is told for t."""
+
+    def timestep(self, t: Tensor) -> Tensor: ...  # [B] -> [B]
+
+
 @dataclass(frozen=True, eq=False)
 class DiscreteSchedule:
     """A variance-preserving table (Ho et al. 2020, arXiv:2006.11239): alpha^2 + sigma^2 = 1.

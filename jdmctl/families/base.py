@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jdmctl.diffusion.prediction import to_x0
-from jdmctl.diffusion.schedule import DiscreteSchedule, expand
+from jdmctl.diffusion.schedule import NetworkSchedule, expand
 from jdmctl.types import Controls, Prompt
 
 
@@ -23,7 +23,7 @@ class DiffusionDenoiser(nn.Module):
 
     backbone: Any  # a family's own kind of network
 
-    def __init__(self, backbone: nn.Module, schedule: DiscreteSchedule, prediction: str, student_time: float = 1.0):
+    def __init__(self, backbone: nn.Module, schedule: NetworkSchedule, prediction: str, student_time: float = 1.0):
         super().__init__()
         self.backbone = backbone
         self.schedule = schedule
@@ -33,7 +33,7 @@ class DiffusionDenoiser(nn.Module):
         self.control_scales: dict[str, float] = {}
 
     def network(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> Tensor:
-        """The backbone's raw output [B, C, h, w] at integer timesteps [B]."""
+        """The backbone's raw output [B, C, h, w] at the schedule's timesteps [B]."""
         raise NotImplementedError
 
     def forward(self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None) -> Tensor:

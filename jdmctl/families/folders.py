@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from jdmctl.errors import BadInputError, MissingWeightsError
@@ -51,17 +52,20 @@ def require_pipeline(folder: str | Path, role: str, accepted: tuple[str, ...]) -
 
 
 def load_component(model_class: Any, folder: str | Path, subfolder: str | None) -> Any:
-    """`model_class.from_pretrained`, safetensors only, in float32.
+    """`model_class.from_pretrained`: weights from safetensors only, in float32; or a tokenizer.
 
     Raises:
         MissingWeightsError: weights are missing, damaged, or only there as a pickle.
     """
     transformers_logging.disable_progress_bar()
     where = Path(folder, subfolder or "")
-    if where.exists():
+    has_weights = issubclass(model_class, nn.Module)
+    if where.exists() and has_weights:
         require_safetensors(where)
     try:
         options = {"subfolder": subfolder} if subfolder else {}
+        if not has_weights:
+            return model_class.from_pretrained(folder, **options)
         return model_class.from_pretrained(folder, use_safetensors=True, **options).float()
     except (OSError, ValueError) as reason:
         raise MissingWeightsError(

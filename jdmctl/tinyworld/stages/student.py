@@ -39,7 +39,7 @@ def build(shop: Workshop) -> None:
     fake_score = family.make_fake_score("full")
     step = JDMStep(
         student=family.student,
-        teacher=Guided(family.teacher, scale, family.encode_prompt([""]).expand(BATCH_SIZE, -1, -1)),
+        teacher=Guided(family.teacher, scale, family.empty_prompt(BATCH_SIZE)),
         fake_score=fake_score,
         codec=family.codec,
         schedule=family.schedule,

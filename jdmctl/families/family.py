@@ -1,0 +1,276 @@
+"""What every family does alike: loading, branches, LoRA, the fake score, the teacher's own sampling, saving.
+
+A family is a subclass that fills in the gaps: class attributes for what is only named, and the methods under
+"a family's own" for what is done in its own way.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers import DDIMScheduler, LCMScheduler
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+
+from jdmctl.diffusion.schedule import DiscreteSchedule, NetworkSchedule
+from jdmctl.errors import BadInputError
+from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.families.codec import LatentCodec
+from jdmctl.families.folders import load_component, read_config, require_pipeline
+from jdmctl.families.prompts import repeat
+from jdmctl.types import Codec, Controls, Prompt
+
+
+class Family:
+    """A teacher and its one-step student, with everything that a run needs of them.
+
+    `parts` are the components of the pipeline that both share, by their names in it (vae, text_encoder, ...).
+    """
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]  # classes of pipeline folders that are accepted
+    pipeline_class: ClassVar[Any]  # the diffusers class that a student is saved as
+    pipeline_options: ClassVar[Mapping[str, Any]] = {}  # of that class, beside its parts
+    backbone_class: ClassVar[Any]
+    subfolder: ClassVar[str]  # of the backbone: unet, transformer
+    denoiser_class: ClassVar[type[DiffusionDenoiser]]
+    part_classes: ClassVar[Mapping[str, Any]]  # subfolder -> class; those with weights are frozen
+    must_agree: ClassVar[tuple[str, ...]]  # keys of the backbone's config that fit a student to its teacher
+    lora_targets: ClassVar[tuple[str, ...]]
+
+    codec: Any  # a Codec; the families here have a `vae` in it
+
+    def __init__(
+        self,
+        teacher: DiffusionDenoiser,
+        student: DiffusionDenoiser,
+        parts: Mapping[str, Any],
+        sampler_config: Mapping[str, Any],
+        student_config: Mapping[str, Any] | None = None,
+    ):
+        """`sampler_config` and `student_config` are what their schedulers' config files say."""
+        self.teacher, self.student, self.parts = teacher, student, dict(parts)
+        self.sampler_config, self.student_config = sampler_config, student_config or sampler_config
+        for module in (teacher, student, *self._part_modules()):
+            module.requires_grad_(False).eval()
+        self.codec = self.make_codec()
+
+    @classmethod
+    def load(
+        cls,
+        teacher: str | Path,
+        student: str | Path,
+        device: str | torch.device = "cpu",
+        student_time: float = 1.0,
+    ) -> Self:
+        """Load two pipeline folders (or hub names) in float32.
+
+        Raises:
+            BadInputError: not a pipeline of this family, or a student that does not fit its teacher.
+            MissingWeightsError: a component is missing, truncated, or not safetensors.
+        """
+        backbones, configs = {}, {}
+        for role, folder in (("teacher", teacher), ("student", student)):
+            cls.require_folder(folder, role)
+            backbones[role] = cls.load_backbone(folder)
+            configs[role] = cls.read_scheduler(folder)
+        cls.require_same(backbones["teacher"], backbones["student"], f"student {student}", f"teacher {teacher}")
+        times = {"teacher": 1.0, "student": student_time}
+        roles = {
+            role: cls.denoiser_class(backbones[role], *cls.make_schedule(configs[role]), times[role])
+            for role in backbones
+        }
+        return cls(**roles, parts=cls.load_parts(teacher), sampler_config=configs["teacher"],
+                   student_config=configs["student"]).to(device)  # fmt: skip
+
+    # --- a family's own ---------------------------------------------------------------------------
+
+    def encode_prompt(self, texts: Sequence[str]) -> Prompt:
+        """What the backbone is told by texts; only this family looks inside."""
+        raise NotImplementedError
+
+    def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
+        """A control branch for a denoiser that adds nothing yet."""
+        raise NotImplementedError
+
+    def load_branch(self, source: str | Path, denoiser: DiffusionDenoiser) -> nn.Module:
+        """A saved branch. Raises ConditionMismatchError if it does not fit the denoiser."""
+        raise NotImplementedError
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w."""
+        config = self.student.backbone.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.parts["vae"].config.block_out_channels) - 1)
+
+    def make_codec(self) -> Codec:
+        return LatentCodec(self.parts["vae"])
+
+    def empty_prompt(self, size: int) -> Prompt:
+        """What guidance leads away from, for a batch of that size."""
+        return repeat(self.encode_prompt([""]), size)
+
+    @classmethod
+    def require_folder(cls, folder: str | Path, role: str) -> None:
+        """Raises BadInputError if a folder does not hold a pipeline of this family."""
+        require_pipeline(folder, role, cls.pipelines)
+
+    @classmethod
+    def load_backbone(cls, folder: str | Path) -> nn.Module:
+        return load_component(cls.backbone_class, folder, cls.subfolder)
+
+    @classmethod
+    def load_parts(cls, folder: str | Path) -> dict[str, Any]:
+        return {name: load_component(kind, folder, name) for name, kind in cls.part_classes.items()}
+
+    @classmethod
+    def read_scheduler(cls, folder: str | Path) -> Mapping[str, Any]:
+        """What the config file of a folder's scheduler says."""
+        return read_config(folder, "scheduler", "scheduler_config.json")
+
+    @classmethod
+    def make_schedule(cls, config: Mapping[str, Any]) -> tuple[NetworkSchedule, str]:
+        """The schedule and the prediction type that a scheduler's config means."""
+        scheduler = DDIMScheduler.from_config(config)
+        return DiscreteSchedule.from_diffusers(scheduler), scheduler.config.prediction_type
+
+    def make_sampler(self, num_steps: int, device: torch.device) -> Any:
+        """A diffusers scheduler with the teacher's own deterministic steps set: DDIM at trailing timesteps."""
+        scheduler = DDIMScheduler.from_config(self.sampler_config, timestep_spacing="trailing")
+        scheduler.set_timesteps(num_steps, device=device)
+        return scheduler
+
+    def one_step_scheduler(self) -> Any:
+        """The diffusers scheduler that a saved student draws with, in one step from pure noise."""
+        config = DDIMScheduler.from_config(self.student_config).config
+        keep = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule"]
+        schedule = {name: config[name] for name in [*keep, "trained_betas", "rescale_betas_zero_snr"]}
+        return LCMScheduler(**schedule, prediction_type=self.student.prediction, clip_sample=False, steps_offset=1)
+
+    def add_lora(self, backbone: Any, rank: int) -> None:
+        """Give a backbone LoRA layers that train."""
+        backbone.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.lora_targets)))
+
+    # --- alike for all ----------------------------------------------------------------------------
+
+    def to(self, device: str | torch.device) -> Self:
+        modules: tuple[Any, ...] = (self.teacher, self.student, self.parts.get("vae", nn.Module()))
+        for module in modules:  # channels_last makes convolutions up to 1.9x faster, on CPU too
+            module.to(device, memory_format=torch.channels_last)
+        for module in self._part_modules():
+            module.to(device)
+        return self
+
+    @property
+    def schedule(self) -> NetworkSchedule:
+        return self.teacher.schedule
+
+    @property
+    def resolution_px(self) -> int:
+        return self.latent_shape[1] * self.pixels_per_latent
+
+    @classmethod
+    def require_same(cls, wanted: Any, found: Any, name: str, other: str) -> None:
+        """Raises BadInputError if one backbone's config does not fit the other's."""
+        for key in cls.must_agree:
+            if found.config[key] != wanted.config[key]:
+                raise BadInputError(
+                    f"{name} does not fit {other}: {key} is {found.config[key]} and {wanted.config[key]}",
+                    hint="give the teacher that this student was distilled from (--teacher)",
+                )
+
+    def add_control_branch(
+        self, name: str, init: str | Path = "student", denoiser: DiffusionDenoiser | None = None
+    ) -> Any:
+        """Give a denoiser (default: the student) a trainable branch: a new one, or one that was saved.
+
+        Raises:
+            ConditionMismatchError: a saved branch does not fit the backbone.
+        """
+        denoiser = denoiser or self.student
+        branch: Any = self.new_branch(denoiser) if init == "student" else self.load_branch(init, denoiser)
+        branch.to(next(denoiser.parameters()).device, memory_format=torch.channels_last)
+        denoiser.branches[name] = branch.train().requires_grad_(True)
+        return branch
+
+    def make_fake_score(
+        self, trainable: str = "lora", rank: int = 16, controls: Mapping[str, str | Path] | None = None
+    ) -> DiffusionDenoiser:
+        """A copy of the teacher that will track the student: LoRA on the teacher's own weight storage, or a full copy.
+
+        `controls` gives it control branches of its own (the conditional form), and says what each starts as.
+        """
+        backbone = twin(self.teacher.backbone) if trainable == "lora" else copy.deepcopy(self.teacher.backbone)
+        backbone.train().requires_grad_(trainable == "full")
+        fake = self.denoiser_class(backbone, self.schedule, self.teacher.prediction)
+        for name, init in (controls or {}).items():
+            self.add_control_branch(name, init, denoiser=fake)
+        if trainable == "lora":
+            self.add_lora(backbone, rank)
+        return fake
+
+    def add_student_lora(self, rank: int) -> None:
+        self.add_lora(self.student.backbone, rank)
+
+    def save_student(self, folder: str | Path) -> None:
+        """Write the student as a diffusers pipeline folder that draws in one step from pure noise."""
+        backbone = {self.subfolder: self.student.backbone}
+        scheduler = self.one_step_scheduler()
+        self.pipeline_class(
+            **backbone, **self.parts, **self.pipeline_options, scheduler=scheduler
+        ).save_pretrained(folder)  # fmt: skip
+
+    def save_control_branch(self, name: str, folder: str | Path) -> None:
+        """Write the student's branch as a folder of its own diffusers class (safetensors)."""
+        branch: Any = self.student.branches[name]
+        branch.save_pretrained(folder, safe_serialization=True)
+
+    def save_student_lora(self, folder: str | Path) -> None:
+        """Write the student's LoRA in diffusers' format, for `pipeline.load_lora_weights(folder)`."""
+        layers = {f"{self.subfolder}_lora_layers": get_peft_model_state_dict(self.student.backbone)}
+        self.pipeline_class.save_lora_weights(folder, **layers, safe_serialization=True)
+
+    def load_student_lora(self, folder: str | Path) -> None:
+        """Put on the student what `save_student_lora` wrote."""
+        self.student.backbone.load_lora_adapter(
+            str(folder), prefix=self.subfolder, weight_name="pytorch_lora_weights.safetensors"
+        )
+
+    @torch.no_grad()
+    def multistep(
+        self,
+        noise: Tensor,
+        prompt: Prompt,
+        num_steps: int,
+        guidance_scale: float = 1.0,
+        controls: Controls | None = None,
+    ) -> Tensor:
+        """The teacher's deterministic sampling, noise to x0 [B, C, h, w]; controls go through its own branches."""
+        scheduler = self.make_sampler(num_steps, noise.device)
+        empty = self.empty_prompt(len(noise))
+        x_t = noise
+        for timestep in scheduler.timesteps:
+            now = timestep.expand(len(noise))
+            output = self.teacher.network(x_t, now, prompt, controls or {}).float()
+            if guidance_scale != 1:
+                free = self.teacher.network(x_t, now, empty, controls or {}).float()
+                output = free + guidance_scale * (output - free)
+            x_t = scheduler.step(output, timestep, x_t).prev_sample
+        return x_t
+
+    def _part_modules(self) -> Iterable[nn.Module]:
+        return [part for part in self.parts.values() if isinstance(part, nn.Module)]
+
+
+def twin(module: Any) -> Any:
+    """A copy with parameters of its own that lie in the same memory, so that weights are held once."""
+    shared = {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in module.parameters()}
+    return copy.deepcopy(module, shared | {id(value): value for value in module.buffers()})

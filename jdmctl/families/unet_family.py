@@ -1,0 +1,56 @@
+"""What families with a UNet2DConditionModel share: the backbone, ControlNets beside it, LoRA targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diffusers import ControlNetModel, UNet2DConditionModel
+from torch import nn
+
+from jdmctl.errors import ConditionMismatchError
+from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.families.family import Family
+from jdmctl.families.folders import load_component
+
+
+class UNetFamily(Family):
+    backbone_class = UNet2DConditionModel
+    subfolder = "unet"
+    must_agree = ("in_channels", "cross_attention_dim", "addition_embed_type")
+    # Every linear and convolution of a UNet's blocks; attention alone is too little to follow a moving student.
+    lora_targets = (
+        "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
+        "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv_in", "conv_out",
+    )  # fmt: skip
+
+    def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
+        """A ControlNet: a copy of the UNet's encoder."""
+        branch = ControlNetModel.from_unet(
+            denoiser.backbone, conditioning_embedding_out_channels=self._embedding_channels()
+        )
+        # diffusers zeroes this too; but the outputs are zero already, and behind two zeros in a row no gradient
+        # reaches the condition at first
+        branch.controlnet_cond_embedding.conv_out.reset_parameters()
+        return branch
+
+    def load_branch(self, source: str | Path, denoiser: DiffusionDenoiser) -> nn.Module:
+        branch = load_component(ControlNetModel, source, None)
+        for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
+            found, needed = branch.config[key], denoiser.backbone.config[key]
+            if found != needed and list(found) != list(needed):
+                raise ConditionMismatchError(
+                    f"the ControlNet at {source} does not fit this model: {key} is {found}, needed {needed}",
+                    hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
+                )
+        factor = 2 ** (len(branch.config.conditioning_embedding_out_channels) - 1)
+        if factor != self.pixels_per_latent:
+            raise ConditionMismatchError(
+                f"the ControlNet at {source} reduces conditions {factor} times, this model's latents need "
+                f"{self.pixels_per_latent} times",
+                hint="give a ControlNet made for the same VAE",
+            )
+        return branch
+
+    def _embedding_channels(self) -> tuple[int, ...]:
+        """ControlNet's widths, as many as bring a condition down to the latent's size: one halving after the first."""
+        return (16, 32, 96, 256)[: self.pixels_per_latent.bit_length()]
