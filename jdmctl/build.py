@@ -9,7 +9,6 @@ import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +21,8 @@ from jdmctl.data.conditionfolder import ConditionFolder
 from jdmctl.data.imagefolder import ImageFolder
 from jdmctl.data.prompts import PromptList
 from jdmctl.diffusion.timesteps import UniformTimesteps
-from jdmctl.families import FAMILIES
 from jdmctl.families.heads import RatioCritic
+from jdmctl.families.names import family_class
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.guidance import ControlGuided, Guided, PromptGuidance
@@ -58,12 +57,13 @@ def resolve(path: str, role: str) -> str:
 
 def build_family(model: Model, device: torch.device | str) -> Any:
     """The teacher and the student of a recipe, on a device."""
-    module, _, name = FAMILIES[model.family].partition(":")
-    return getattr(import_module(module), name).load(
+    return family_class(model.family).load(
         teacher=resolve(model.teacher, "teacher"),
         student=resolve(model.student, "student"),
         device=device,
         student_time=model.student_time,
+        student_timestep=model.student_timestep,
+        student_prediction=model.student_prediction,
     )
 
 

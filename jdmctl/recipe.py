@@ -93,6 +93,8 @@ class Recipe(Section):
             )
         if self.training.regression_steps and self.method != "distill":
             raise ValueError("training.regression_steps is for method: distill")
+        if self.method in NEW_STUDENTS and self.model.student_prediction:
+            raise ValueError(f"method: {self.method} makes a student like its teacher: leave out student_prediction")
         names = [control.name for control in self.controls]
         if len(names) != len(set(names)):
             raise ValueError("controls: the same control is named twice")

@@ -19,7 +19,7 @@ from pydantic import (
 
 from jdmctl.controls.base import control_names
 from jdmctl.errors import JdmError
-from jdmctl.families import FAMILIES
+from jdmctl.families.names import family_names
 from jdmctl.rewards.base import reward_names
 
 SCORE_DIVERGENCES = ("sim", "sid")
@@ -33,15 +33,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
-class Model(Section):
-    """The frozen teacher and the one-step student."""
-
-    family: Literal[tuple(FAMILIES)] = "stable_diffusion"  # type: ignore[valid-type]
-    teacher: str = Field(description="diffusers pipeline: a folder, a hub name, or tiny")
-    student: str = Field(description="one-step pipeline made from that teacher: likewise; none to distill")
-    student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
-
-
 def _one_of(what: str, names: Callable[[], list[str]]) -> AfterValidator:
     def check(name: str) -> str:
         known = names()
@@ -52,6 +43,28 @@ def _one_of(what: str, names: Callable[[], list[str]]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+class Model(Section):
+    """The frozen teacher and the one-step student."""
+
+    family: Annotated[str, _one_of("family", family_names)] = "stable_diffusion"
+    teacher: str = Field(description="diffusers pipeline: a folder, a hub name, or tiny")
+    student: str = Field(
+        description="made from that teacher; none to distill: likewise, or a backbone's folder, or a .safetensors file "
+        "(owner/name/file on the hub) of a LoRA, of a backbone, or of a whole checkpoint"
+    )
+    student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
+    student_timestep: Count | None = Field(None, description="the same time, as the network is told it (DMD2: 399)")
+    student_prediction: Literal["epsilon", "v_prediction", "flow_prediction", "sample"] | None = Field(
+        None, description="where the student's files do not say (one-step SDXL-Lightning: sample)"
+    )
+
+    @model_validator(mode="after")
+    def _one_time(self) -> Self:
+        if self.student_timestep is not None and self.student_time != 1:
+            raise ValueError("student_time and student_timestep are one thing: give one of them")
+        return self
 
 
 class HeldOutReward(Section):

@@ -33,12 +33,13 @@ class Registry:
         Raises:
             JdmError: nothing has that name, it cannot be imported, or it does not take the options.
         """
-        points = self._entry_points()
-        if name not in points:
-            raise JdmError(f"no {self.what} is named '{name}'", hint=_suggestion(name, sorted(points)))
-        found = self._load(points[name])
+        found = self._class(name)
         self._check_options(name, found, options)
         return found(**options)
+
+    def get(self, name: str) -> Any:
+        """The class of that name. Raises JdmError if nothing has it, or it cannot be imported."""
+        return self._class(name)
 
     def described(self) -> Iterator[tuple[dict[str, str], Any]]:
         """Rows with name, from (the package) and description, each with its class, or None if it is broken."""
@@ -54,6 +55,12 @@ class Registry:
     def _entry_points(self) -> dict[str, EntryPoint]:
         installed = {point.name: point for point in entry_points(group=self.group)}
         return installed | {name: EntryPoint(name, path, self.group) for name, path in self.built_in.items()}
+
+    def _class(self, name: str) -> Any:
+        points = self._entry_points()
+        if name not in points:
+            raise JdmError(f"no {self.what} is named '{name}'", hint=_suggestion(name, sorted(points)))
+        return self._load(points[name])
 
     def _load(self, point: EntryPoint) -> Any:
         try:

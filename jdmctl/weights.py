@@ -32,6 +32,14 @@ def require_safetensors(path: str | Path) -> list[Path]:
     return files
 
 
+def tensor_names(file: Path) -> list[str]:
+    """The names of a safetensors file's tensors; only its header is read."""
+    from safetensors import safe_open
+
+    with safe_open(file, framework="np") as opened:
+        return list(opened.keys())
+
+
 def fingerprint(path: str | Path) -> str:
     """sha256 of a file, or of the names and contents of all files below a folder."""
     path = Path(path)

@@ -84,7 +84,7 @@ data: {source: tiny}
     assert "bad.yaml has 9 problems:" in message
     for line in (
         "model.student: required, not given",
-        "model.family: must be stable_diffusion, got 'stable_difusion', did you mean 'stable_diffusion'?",
+        "model.family: no family named 'stable_difusion', did you mean 'stable_diffusion'?",
         "controls.0.name: no control named 'cany', did you mean 'canny'?",
         "controls.0.ratio: input should be greater than or equal to 0, got -1",
         "objective.divergance: unknown key",

@@ -22,6 +22,8 @@ class NetworkSchedule(Schedule, Protocol):
 
     def timestep(self, t: Tensor) -> Tensor: ...  # [B] -> [B]
 
+    def time(self, timestep: float) -> float: ...  # the t at which that is told
+
 
 @dataclass(frozen=True, eq=False)
 class DiscreteSchedule:
@@ -47,6 +49,13 @@ class DiscreteSchedule:
     def timestep(self, t: Tensor) -> Tensor:
         """The row of the table that t means, as long."""
         return (t * (len(self.alphas_cumprod) - 1)).round().long()
+
+    def time(self, timestep: float) -> float:
+        """The t whose row that is; BadInputError if the table has no such row."""
+        last = len(self.alphas_cumprod) - 1
+        if not 0 <= timestep <= last:
+            raise BadInputError(f"there is no timestep {timestep}", hint=f"give one from 0 to {last}")
+        return timestep / last
 
     def alpha(self, t: Tensor) -> Tensor:
         return self._square(t).sqrt().to(t.dtype)

@@ -1,1 +1,4 @@
-FAMILIES = {"stable_diffusion": "jdmctl.families.stable_diffusion:StableDiffusion"}
+FAMILIES = {
+    "sdxl": "jdmctl.families.sdxl:StableDiffusionXL",
+    "stable_diffusion": "jdmctl.families.stable_diffusion:StableDiffusion",
+}

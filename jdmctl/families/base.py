@@ -18,17 +18,25 @@ class DiffusionDenoiser(nn.Module):
     """Teacher, student and fake score alike: a backbone with control branches that answers with x0.
 
     A family subclasses it with `network`, the raw call. x0 is computed in float32, since 1/alpha is about 15 at
-    Stable Diffusion's last timestep.
+    Stable Diffusion's last timestep. `noise_scale` multiplies the noise that a student starts from.
     """
 
     backbone: Any  # a family's own kind of network
 
-    def __init__(self, backbone: nn.Module, schedule: NetworkSchedule, prediction: str, student_time: float = 1.0):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        schedule: NetworkSchedule,
+        prediction: str,
+        student_time: float = 1.0,
+        noise_scale: float = 1.0,
+    ):
         super().__init__()
         self.backbone = backbone
         self.schedule = schedule
         self.prediction = prediction
         self.student_time = student_time
+        self.noise_scale = noise_scale
         self.branches = nn.ModuleDict()
         self.control_scales: dict[str, float] = {}
 
@@ -45,7 +53,7 @@ class DiffusionDenoiser(nn.Module):
     def generate(self, noise: Tensor, prompt: Prompt, controls: Controls | None = None) -> Tensor:
         """The student's one call: noise [B, C, h, w] ~ N(0, I) at its own fixed time to x0."""
         t = torch.full((len(noise),), self.student_time, device=noise.device)
-        return self(noise, t, prompt, controls)
+        return self(noise if self.noise_scale == 1 else self.noise_scale * noise, t, prompt, controls)
 
     def features(self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None) -> list[Tensor]:
         """What the backbone sees in x_t: maps [B, feature_channels[i], h_i, w_i], for heads to read.

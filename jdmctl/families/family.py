@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.codec import LatentCodec
 from jdmctl.families.folders import load_component, read_config, require_pipeline
 from jdmctl.families.prompts import repeat
+from jdmctl.families.sharing import twin
+from jdmctl.families.student_forms import load_student
 from jdmctl.types import Codec, Controls, Prompt
 
 
@@ -41,6 +43,7 @@ class Family:
     part_classes: ClassVar[Mapping[str, Any]]  # subfolder -> class; those with weights are frozen
     must_agree: ClassVar[tuple[str, ...]]  # keys of the backbone's config that fit a student to its teacher
     lora_targets: ClassVar[tuple[str, ...]]
+    index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
 
     codec: Any  # a Codec; the families here have a `vae` in it
 
@@ -66,26 +69,34 @@ class Family:
         student: str | Path,
         device: str | torch.device = "cpu",
         student_time: float = 1.0,
+        student_timestep: int | None = None,
+        student_prediction: str | None = None,
     ) -> Self:
-        """Load two pipeline folders (or hub names) in float32.
+        """Load a teacher's pipeline folder (or hub name), and a student in any of its forms, in float32.
+
+        The student draws at `student_time` in [0, 1], or at the time when a network is told `student_timestep`.
+        `student_prediction` says what its network predicts where its files do not, or do wrongly.
 
         Raises:
             BadInputError: not a pipeline of this family, or a student that does not fit its teacher.
             MissingWeightsError: a component is missing, truncated, or not safetensors.
         """
-        backbones, configs = {}, {}
-        for role, folder in (("teacher", teacher), ("student", student)):
-            cls.require_folder(folder, role)
-            backbones[role] = cls.load_backbone(folder)
-            configs[role] = cls.read_scheduler(folder)
-        cls.require_same(backbones["teacher"], backbones["student"], f"student {student}", f"teacher {teacher}")
-        times = {"teacher": 1.0, "student": student_time}
-        roles = {
-            role: cls.denoiser_class(backbones[role], *cls.make_schedule(configs[role]), times[role])
-            for role in backbones
-        }
-        return cls(**roles, parts=cls.load_parts(teacher), sampler_config=configs["teacher"],
-                   student_config=configs["student"]).to(device)  # fmt: skip
+        cls.require_folder(teacher, "teacher")
+        backbone, config = cls.load_backbone(teacher), cls.read_scheduler(teacher)
+        own_backbone, own_config = load_student(cls, student, teacher, backbone)
+        own_config = own_config or config
+        schedule, prediction = cls.make_schedule(own_config, own_backbone)
+        if student_timestep is not None:
+            student_time = schedule.time(student_timestep)
+        return cls(
+            teacher=cls.denoiser_class(backbone, *cls.make_schedule(config, backbone)),
+            student=cls.denoiser_class(
+                own_backbone, schedule, student_prediction or prediction, student_time, cls.noise_scale(own_config)
+            ),
+            parts=cls.load_parts(teacher),
+            sampler_config=config,
+            student_config=own_config,
+        ).to(device)
 
     # --- a family's own ---------------------------------------------------------------------------
 
@@ -137,10 +148,15 @@ class Family:
         return read_config(folder, "scheduler", "scheduler_config.json")
 
     @classmethod
-    def make_schedule(cls, config: Mapping[str, Any]) -> tuple[NetworkSchedule, str]:
-        """The schedule and the prediction type that a scheduler's config means."""
+    def make_schedule(cls, config: Mapping[str, Any], backbone: nn.Module) -> tuple[NetworkSchedule, str]:
+        """The schedule and the prediction type that a scheduler's config means for a backbone."""
         scheduler = DDIMScheduler.from_config(config)
         return DiscreteSchedule.from_diffusers(scheduler), scheduler.config.prediction_type
+
+    @classmethod
+    def noise_scale(cls, config: Mapping[str, Any]) -> float:
+        """What a scheduler makes of N(0, 1) noise before a network sees it in a first and only step."""
+        return 1.0
 
     def make_sampler(self, num_steps: int, device: torch.device) -> Any:
         """A diffusers scheduler with the teacher's own deterministic steps set: DDIM at trailing timesteps."""
@@ -153,7 +169,16 @@ class Family:
         config = DDIMScheduler.from_config(self.student_config).config
         keep = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule"]
         schedule = {name: config[name] for name in [*keep, "trained_betas", "rescale_betas_zero_snr"]}
-        return LCMScheduler(**schedule, prediction_type=self.student.prediction, clip_sample=False, steps_offset=1)
+        schedule |= {"prediction_type": self.student.prediction, "steps_offset": 1}
+        if self.student.noise_scale != 1:
+            return EulerDiscreteScheduler(**schedule, timestep_spacing="trailing")
+        return LCMScheduler(**schedule, clip_sample=False)
+
+    @classmethod
+    def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
+        """The tensors of a LoRA file in diffusers' keys, and their alphas if these stand apart."""
+        found = cls.pipeline_class.lora_state_dict(dict(weights))
+        return found if isinstance(found, tuple) else (found, None)
 
     def add_lora(self, backbone: Any, rank: int) -> None:
         """Give a backbone LoRA layers that train."""
@@ -268,9 +293,3 @@ class Family:
 
     def _part_modules(self) -> Iterable[nn.Module]:
         return [part for part in self.parts.values() if isinstance(part, nn.Module)]
-
-
-def twin(module: Any) -> Any:
-    """A copy with parameters of its own that lie in the same memory, so that weights are held once."""
-    shared = {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in module.parameters()}
-    return copy.deepcopy(module, shared | {id(value): value for value in module.buffers()})

@@ -60,12 +60,13 @@ def load_component(model_class: Any, folder: str | Path, subfolder: str | None) 
     transformers_logging.disable_progress_bar()
     where = Path(folder, subfolder or "")
     has_weights = issubclass(model_class, nn.Module)
-    if where.exists() and has_weights:
-        require_safetensors(where)
+    files = require_safetensors(where) if where.exists() and has_weights else []
     try:
         options = {"subfolder": subfolder} if subfolder else {}
         if not has_weights:
             return model_class.from_pretrained(folder, **options)
+        if files and all(".fp16" in file.name for file in files):
+            options["variant"] = "fp16"  # only half-precision files are there
         return model_class.from_pretrained(folder, use_safetensors=True, **options).float()
     except (OSError, ValueError) as reason:
         raise MissingWeightsError(

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import nn
+import torch
+from diffusers import (
+    ControlNetModel,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
 
-from jdmctl.errors import ConditionMismatchError
+from jdmctl.errors import BadInputError, ConditionMismatchError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.family import Family
 from jdmctl.families.folders import load_component
+
+# Schedulers in whose terms x = x0 + sigma noise; the others start from N(0, 1)
+_EXPLODING = {kind.__name__: kind for kind in (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)}
 
 
 class UNetFamily(Family):
@@ -22,6 +33,29 @@ class UNetFamily(Family):
         "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out",
         "conv1", "conv2", "conv_shortcut", "time_emb_proj", "conv_in", "conv_out",
     )  # fmt: skip
+
+    @classmethod
+    def require_same(cls, wanted: Any, found: Any, name: str, other: str) -> None:
+        if found.config["time_cond_proj_dim"]:
+            raise BadInputError(
+                f"the UNet of {name} takes a guidance scale as input (time_cond_proj_dim), which is not supported",
+                hint="for a Latent Consistency Model, give its LoRA as the student",
+            )
+        super().require_same(wanted, found, name, other)
+
+    @classmethod
+    def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
+        return cls.pipeline_class.lora_state_dict(dict(weights), unet_config=backbone.config)
+
+    @classmethod
+    def noise_scale(cls, config: Mapping[str, Any]) -> float:
+        """sigma of the last timestep where a pipeline's own scheduler gives its network that much noise: Turbo's."""
+        if config["_class_name"] not in _EXPLODING:
+            return 1.0
+        scheduler = _EXPLODING[config["_class_name"]].from_config(config)
+        scheduler.set_timesteps(1)
+        noise = torch.as_tensor(scheduler.init_noise_sigma, dtype=torch.float64)
+        return float(scheduler.scale_model_input(noise, scheduler.timesteps[0]))
 
     def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
         """A ControlNet: a copy of the UNet's encoder."""

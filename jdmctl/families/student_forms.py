@@ -1,0 +1,159 @@
+"""The forms that one-step students are published in, told apart by what is in the file.
+
+    a pipeline folder       backbone and scheduler (SD-Turbo, SDXL-Turbo, what `jdmctl distill` leaves)
+    a backbone's folder     config.json and weights
+    one .safetensors file   LoRA for the teacher's backbone, in diffusers' or kohya's keys (LCM-LoRA, Hyper-SD);
+                            the backbone's weights alone, in diffusers' keys (DMD2, SDXL-Lightning);
+                            a checkpoint of everything, in the keys of the model's authors (what ComfyUI loads)
+
+Of a whole pipeline or checkpoint the backbone alone is taken: prompts and pictures are the teacher's. Where no
+scheduler comes with the weights, the teacher's noise schedule and prediction type hold.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.families.folders import load_component
+from jdmctl.families.sharing import twin
+from jdmctl.weights import require_safetensors, tensor_names
+
+if TYPE_CHECKING:
+    from jdmctl.families.family import Family
+
+_CHECKPOINT = ("model.diffusion_model.",)  # what a whole checkpoint's backbone is called
+
+
+def load_student(
+    family: type[Family], source: str | Path, teacher: str | Path, backbone: nn.Module
+) -> tuple[nn.Module, Mapping[str, Any] | None]:
+    """A student's backbone in any form, and its scheduler's config if it has one of its own.
+
+    `backbone` is the teacher's; it stays as it is, and weights that both have may be held once.
+
+    Raises:
+        BadInputError: it is no student of this family, or fits another teacher.
+        MissingWeightsError: it is not there, cut short, or only there as a pickle.
+    """
+    path = _local(source)
+    if path is None or (path / family.index_file).is_file():
+        family.require_folder(source, "student")
+        student = family.load_backbone(source)
+        family.require_same(backbone, student, f"student {source}", f"teacher {teacher}")
+        return student, family.read_scheduler(source)
+    if (path / "config.json").is_file():
+        student = load_component(family.backbone_class, path, None)
+        family.require_same(backbone, student, f"student {source}", f"teacher {teacher}")
+        return student, None
+    file = _only_file(path)
+    names = tensor_names(file)
+    if any("lora" in name for name in names):
+        return _with_lora(family, file, backbone), None
+    if any(name.startswith(_CHECKPOINT) for name in names):
+        return _from_checkpoint(family, file, teacher), None
+    return _with_weights(file, backbone), None
+
+
+def _local(source: str | Path) -> Path | None:
+    """A path that is there, maybe a file of a hub repository (owner/name/file.safetensors); None for a hub name."""
+    path = Path(source)
+    if path.exists():
+        return path
+    owner, _, rest = str(source).partition("/")
+    name, _, file = rest.partition("/")
+    if not file.endswith(".safetensors"):
+        return None
+    try:
+        return Path(hf_hub_download(f"{owner}/{name}", file))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as reason:
+        raise MissingWeightsError(
+            f"no file {source}, and none such can be had from the hub", hint="check the path, or download it first"
+        ) from reason
+
+
+def _only_file(path: Path) -> Path:
+    files = require_safetensors(path)
+    if len(files) > 1:
+        raise BadInputError(
+            f"{path} holds {len(files)} files of weights: {', '.join(file.name for file in files)}",
+            hint=f"name one: {files[0]}",
+        )
+    return files[0]
+
+
+def _with_lora(family: type[Family], file: Path, backbone: nn.Module) -> nn.Module:
+    """The teacher's backbone with a LoRA merged into a copy of it."""
+    student: Any = copy.deepcopy(backbone)
+    prefix = f"{family.subfolder}."
+    try:
+        layers, alphas = family.lora_layers(load_file(file), student)
+        own = {name: value for name, value in layers.items() if name.startswith(prefix)}
+        others = [name for name in layers if not name.startswith(prefix)]
+        if others or not own:
+            raise ValueError(f"it has {len(own)} tensors for the {family.subfolder}, and {_some(others)} for others")
+        student.load_lora_adapter(own, prefix=family.subfolder, network_alphas=alphas)
+    except (ValueError, KeyError, RuntimeError, IndexError) as reason:
+        raise BadInputError(
+            f"student {file} is a LoRA that does not fit the teacher: {reason}",
+            hint="give the teacher that it was made for (--teacher)",
+        ) from reason
+    student.fuse_lora()
+    student.unload_lora()
+    return student
+
+
+def _from_checkpoint(family: type[Family], file: Path, teacher: str | Path) -> nn.Module:
+    try:
+        return family.backbone_class.from_single_file(
+            str(file), config=str(teacher), subfolder=family.subfolder
+        ).float()
+    except (ValueError, KeyError, RuntimeError, OSError) as reason:
+        raise BadInputError(
+            f"student {file} is a checkpoint that does not fit the teacher {teacher}: {_first_line(reason)}",
+            hint="give the teacher that it was made from (--teacher), as a diffusers folder",
+        ) from reason
+
+
+def _with_weights(file: Path, backbone: nn.Module) -> nn.Module:
+    """The teacher's backbone with all its weights replaced."""
+    found, wanted = load_file(file), backbone.state_dict()
+    problems = [
+        f"{_some(names)} {what}"
+        for what, names in (
+            ("missing", wanted.keys() - found.keys()),
+            ("unknown", found.keys() - wanted.keys()),
+            ("of another shape", _differing(found, wanted)),
+        )
+        if names
+    ]
+    if problems:
+        raise BadInputError(
+            f"student {file} is no LoRA, no whole checkpoint, and not the weights of a backbone like its teacher's: "
+            + "; ".join(problems),
+            hint="give the teacher that it was distilled from (--teacher)",
+        )
+    student = twin(backbone)
+    student.load_state_dict({name: value.float() for name, value in found.items()}, assign=True)
+    return student
+
+
+def _differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
+    return [name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape]
+
+
+def _some(names: Any) -> str:
+    """`3 (such as conv_in.weight)`."""
+    return f"{len(names)} (such as {min(names)})" if names else "0"
+
+
+def _first_line(reason: Exception) -> str:
+    return str(reason).strip().partition("\n")[0]

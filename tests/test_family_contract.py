@@ -1,0 +1,207 @@
+"""What every family promises, on tiny random pipelines in exact diffusers format (tests/tiny_pipelines.py)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import DiffusionPipeline
+from safetensors.torch import load_file
+from tiny_pipelines import FAMILIES
+
+from jdmctl.build import build_controls, build_jdm_step, prepare_student
+from jdmctl.build_run import build_run
+from jdmctl.families.heads import RatioCritic
+from jdmctl.families.names import family_class
+from jdmctl.recipe import Recipe
+from jdmctl.recipe_files import parse_recipe
+from jdmctl.training.draws import SampleDraws
+from jdmctl.training.run import make_accelerator, train
+from jdmctl.types import Batch
+
+PROMPTS = ["a red cone", "a blue cube on a tan floor"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+def tiny(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp(tiny.family)
+    tiny.write(path)
+    return path
+
+
+@pytest.fixture
+def family(tiny, folder):
+    return family_class(tiny.family).load(folder / "teacher", folder / "student")
+
+
+def noise_of(family, seed=0):
+    return torch.randn(2, *family.latent_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def condition_of(family, seed=1):
+    size = family.resolution_px
+    return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(family, controls=None):
+    with torch.no_grad():
+        x0 = family.student.generate(noise_of(family), family.encode_prompt(PROMPTS), controls)
+        return family.codec.decode(x0).clamp(0, 1)
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def speak(branch, seed=2):
+    """Fill what is trained and still at zero, so that it says something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in branch.parameters():
+            if parameter.requires_grad and not parameter.any():
+                parameter.normal_(0, 0.3, generator=generator)
+
+
+def test_one_step_is_the_family_s_own_pipeline(tiny, family, folder):
+    pipe = quiet(DiffusionPipeline.from_pretrained(folder / "student", safety_checker=None))
+    theirs = pipe(PROMPTS, latents=noise_of(family), **tiny.one_step).images
+    assert (drawn(family) - theirs).abs().max() < 1e-4
+
+
+def test_the_teacher_s_many_steps_are_its_own_pipeline(tiny, family, folder):
+    pipe = quiet(DiffusionPipeline.from_pretrained(folder / "teacher", safety_checker=None))
+    theirs = pipe(PROMPTS, latents=noise_of(family), **tiny.guided, output_type="pt").images
+    ours = family.codec.decode(family.multistep(noise_of(family), family.encode_prompt(PROMPTS), 3, 2.0)).clamp(0, 1)
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_a_codec_gives_back_what_it_was_given_in_shape(family):
+    latent = family.codec.encode(condition_of(family))
+    assert latent.shape[1:] == family.latent_shape
+    assert family.codec.decode(latent).shape == (2, 3, family.resolution_px, family.resolution_px)
+
+
+def test_a_new_branch_changes_nothing(family):
+    before = drawn(family)
+    branch = family.add_control_branch("canny")
+    controls = {"canny": condition_of(family)}
+    assert torch.equal(drawn(family, controls), before)
+    speak(branch)
+    assert (drawn(family, controls) - before).abs().max() > 1e-3
+    family.student.control_scales["canny"] = 0.0
+    assert torch.equal(drawn(family, controls), before)
+
+
+def test_a_saved_branch_comes_back_and_runs_in_the_family_s_own_pipeline(tiny, family, folder, tmp_path):
+    speak(family.add_control_branch("canny"))
+    controls = {"canny": condition_of(family)}
+    ours = drawn(family, controls)
+    family.save_control_branch("canny", tmp_path / "branch")
+    other = family_class(tiny.family).load(folder / "teacher", folder / "student")
+    other.add_control_branch("canny", tmp_path / "branch")
+    assert torch.equal(drawn(other, controls), ours)
+
+    branch = type(family.student.branches["canny"]).from_pretrained(tmp_path / "branch")
+    pipe = quiet(tiny.control_pipeline.from_pretrained(folder / "student", controlnet=branch, safety_checker=None))
+    condition = {tiny.condition_argument: controls["canny"]}
+    theirs = pipe(PROMPTS, latents=noise_of(family), **condition, **tiny.one_step).images
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_a_saved_student_draws_alike_here_and_in_its_own_pipeline(tiny, family, folder, tmp_path):
+    ours = drawn(family)
+    family.save_student(tmp_path / "student")
+    other = family_class(tiny.family).load(folder / "teacher", tmp_path / "student")
+    assert (drawn(other) - ours).abs().max() < 1e-6
+    pipe = quiet(DiffusionPipeline.from_pretrained(tmp_path / "student", safety_checker=None))
+    assert (pipe(PROMPTS, latents=noise_of(family), **tiny.one_step).images - ours).abs().max() < 1e-4
+
+
+def test_a_saved_lora_comes_back_here_and_as_a_student_of_its_own(tiny, family, folder, tmp_path):
+    """Of a student that began as its teacher, so that the teacher with the LoRA is the student."""
+    kind = family_class(tiny.family)
+    own = kind.load(folder / "teacher", folder / "teacher")
+    torch.manual_seed(0)
+    own.add_student_lora(2)
+    speak(own.student.backbone)
+    own.save_student_lora(tmp_path / "lora")
+    ours = drawn(own)
+    other = kind.load(folder / "teacher", folder / "teacher")
+    assert (drawn(other) - ours).abs().max() > 1e-3
+    other.load_student_lora(tmp_path / "lora")
+    assert (drawn(other) - ours).abs().max() < 1e-5
+    merged = kind.load(folder / "teacher", tmp_path / "lora")
+    assert (drawn(merged) - ours).abs().max() < 1e-4
+    assert merged.student.backbone.state_dict().keys() == merged.teacher.backbone.state_dict().keys()
+
+
+def recipe(tiny, folder: Path, *changes: str) -> Recipe:
+    quick = ("training.batch_size=2", "training.num_steps=1", "training.save_every_steps=1",
+             "training.validate_every_steps=1", "training.preview_every_steps=9", "fake_score.warmup_min_steps=0",
+             "fake_score.warmup_max_steps=1", "fake_score.rank=2", "fake_score.updates=1",
+             "data.num_validation_samples=2")  # fmt: skip
+    model = {"family": tiny.family, "teacher": str(folder / "teacher"), "student": str(folder / "student")}
+    values = {"name": "x", "model": model, "controls": [{"name": "softedge"}], "data": {"source": "tiny"}}
+    return parse_recipe(values, [*quick, *changes])
+
+
+def step_and_batch(tiny, family, folder):
+    asked = recipe(tiny, folder)
+    prepare_student(asked, family)
+    step = build_jdm_step(asked, family, build_controls(asked, "cpu"))
+    step.weights["softedge"] = 1e4  # the energy is what a step descends
+    conditions = {"softedge": condition_of(family)}
+    return step, Batch(family.encode_prompt(PROMPTS), conditions, SampleDraws(0, "test", range(2)))
+
+
+def test_one_step_of_jdm_descends_and_trains_only_what_it_should(tiny, family, folder):
+    """On a fixed batch: the fake score's denoising loss and the control's energy both fall."""
+    step, batch = step_and_batch(tiny, family, folder)
+    reached = {"fake_score": step.fake_score_loss(batch), "student": step.student_loss(batch)}
+    reached["fake_score"].total.backward()
+    assert all(p.grad is None for p in family.student.parameters())
+    reached["student"].total.backward()
+    networks = [family.teacher, family.student, step.fake_score, family.codec.vae, *family.parts.values()]
+    trained = {id(p) for p in (*step.student_parameters, *step.fake_score_parameters)}
+    for network in networks:
+        for p in network.parameters() if isinstance(network, torch.nn.Module) else ():
+            assert p.grad is None or id(p) in trained
+    for loss, parameters in (("fake_score", step.fake_score_parameters), ("student", step.student_parameters)):
+        assert any(p.grad is not None and p.grad.any() for p in parameters), loss
+        torch.optim.Adam(parameters, lr=1e-3, betas=(0.0, 0.9)).step()
+    after = {"fake_score": step.fake_score_loss(batch), "student": step.student_loss(batch)}
+    assert after["fake_score"].total < reached["fake_score"].total
+    assert after["student"].logs["softedge_energy"] < reached["student"].logs["softedge_energy"]
+
+
+def test_a_critic_reads_the_teacher(family):
+    critic = RatioCritic(family.teacher, ["canny"], width=8)
+    for head in critic.heads:
+        torch.nn.init.normal_(head.judge.weight)
+    x_t, t = noise_of(family).requires_grad_(), torch.tensor([0.3, 0.9])
+    found = critic(x_t, t, family.encode_prompt(PROMPTS), {"canny": condition_of(family)})
+    other = critic(x_t, t, family.encode_prompt(PROMPTS[::-1]), {"canny": condition_of(family)})
+    assert found.shape == (2,) and (found - other).abs().min() > 1e-7
+    found.sum().backward()
+    assert x_t.grad.any()
+
+
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, folder, photos, in_tiny_world):
+    def run(name, *changes, resume=False):
+        AcceleratorState._reset_state()
+        asked = recipe(tiny, folder, "data.source=images", f"data.path={photos}", *changes)
+        accelerator = make_accelerator("cpu", "fp32")
+        train(build_run(asked, accelerator), Path(name), accelerator, lambda record: None, resume)
+        return load_file(f"{name}/controlnet/diffusion_pytorch_model.safetensors")
+
+    whole = run("whole", "training.num_steps=2")
+    run("half")
+    resumed = run("half", "training.num_steps=2", resume=True)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
