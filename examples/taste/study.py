@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,10 +53,10 @@ class Arm:
 
 _WITHOUT = ("objective.fidelity=false", "rewards.0.ratio=0.25", "training.ema_decay=0")
 ARMS = {
-    "jdm": Arm("rewards.0.ratio", (0.125, 0.25, 0.5)),
+    "jdm": Arm("rewards.0.ratio", (0.125, 0.25, 0.375, 0.5)),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
-    "reward + l2": Arm("student.l2_to_start", (300, 1000, 3000), _WITHOUT),
+    "reward + l2": Arm("student.l2_to_start", (1000, 3000, 10000, 30000), _WITHOUT),
 }
 SEARCHES = {"best of": (4, 16), "noise refined, steps": (2, 5, 10)}
 _PLAIN = str.maketrans(" ", "-", ",+")
@@ -84,6 +85,8 @@ class Exam:
     true: dict[str, Tensor]
     reference: Tensor  # features [M, D]
     reference_taste: Tensor  # [M]
+    reference_rest: Tensor  # [M]: of the taste, what captions do not foretell
+    foretold: Tensor  # [N]: taste of a true picture of each caption, by a linear fit to what it states
     spread: float  # of the taste between two pictures of one prompt by the student before
     before: Tensor  # [N]: what it drew, by the taste
 
@@ -93,9 +96,13 @@ class Exam:
         captions = [scenes.text(i) for i in range(num)]
         first, second = (taste(draw(family, captions, 0, name)) for name in ("score", "again"))
         images = reference.image(slice(None))
+        liked = taste(images)
+        told, asked = (torch.cat([one.stated[:, 0], torch.ones(len(one.stated), 1)], 1).double()
+                       for one in (reference, scenes))  # fmt: skip
+        fit = torch.linalg.lstsq(told, liked.double()[:, None], driver="gelsd").solution  # of least norm
         return cls(
             captions, judge, judge.classes(scenes.stated[:, 0]), judge.classes(scenes.truth),
-            judge.features(images), taste(images),
+            judge.features(images), liked, (liked - (told @ fit)[:, 0]).float(), (asked @ fit)[:, 0].float(),
             ((first - second).square().mean() / 2).sqrt().item(), first,
         )  # fmt: skip
 
@@ -115,23 +122,31 @@ class Exam:
             "stated accuracy": lambda chosen: correct[chosen].nanmean().item(),
             "open entropy": variety,
         }
-        weights = self._tilted_to(liked.mean().item())
-        if weights is not None:
-            statistics["frechet to tilted reference"] = lambda chosen: frechet_distance(
-                features[chosen], self.reference, weights
-            )
+        tilts = {
+            "frechet to tilted reference": _tilted(self.reference_taste, liked.mean().item()),
+            "frechet to reference tilted within captions": _tilted(
+                self.reference_rest, (liked - self.foretold).mean().item()
+            ),
+        }
+        for name, weights in tilts.items():
+            if weights is not None:
+                statistics[name] = partial(self._frechet, features, weights)
         found = {}
         for name, statistic in statistics.items():
             one = bootstrap(statistic, len(images), centered=name.startswith("frechet"), resamples=100)
             found[name] = (one.value, one.low, one.high)
         return found
 
-    def _tilted_to(self, mean: float) -> Tensor | None:
-        """Weights of the true pictures that bring them to this mean taste; None where almost none are so."""
-        if not self.reference_taste.min() < mean < self.reference_taste.max():
-            return None
-        weights = tilted_weights(self.reference_taste, mean)
-        return weights if 1 / weights.square().sum() >= FEWEST else None
+    def _frechet(self, features: Tensor, weights: Tensor, chosen: Tensor) -> float:
+        return frechet_distance(features[chosen], self.reference, weights)
+
+
+def _tilted(tastes: Tensor, mean: float) -> Tensor | None:
+    """Weights of true pictures that bring them to this mean taste; None where almost none are so."""
+    if not tastes.min() < mean < tastes.max():
+        return None
+    weights = tilted_weights(tastes, mean)
+    return weights if 1 / weights.square().sum() >= FEWEST else None
 
 
 def rows_of(exam: Exam, method: str, passes: int, drawn: list[Tensor], seeds: list[int], command: str) -> list[Row]:
