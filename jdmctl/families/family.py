@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 
-from jdmctl.diffusion.schedule import DiscreteSchedule, NetworkSchedule
+from jdmctl.diffusion.schedule import NetworkSchedule
 from jdmctl.errors import BadInputError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.codec import LatentCodec
 from jdmctl.families.folders import load_component, read_config, require_pipeline
 from jdmctl.families.prompts import repeat
+from jdmctl.families.schedulers import ddim, discrete_schedule, one_step
 from jdmctl.families.sharing import twin
 from jdmctl.families.student_forms import load_student
 from jdmctl.types import Codec, Controls, Prompt
@@ -150,8 +150,7 @@ class Family:
     @classmethod
     def make_schedule(cls, config: Mapping[str, Any], backbone: nn.Module) -> tuple[NetworkSchedule, str]:
         """The schedule and the prediction type that a scheduler's config means for a backbone."""
-        scheduler = DDIMScheduler.from_config(config)
-        return DiscreteSchedule.from_diffusers(scheduler), scheduler.config.prediction_type
+        return discrete_schedule(config)
 
     @classmethod
     def noise_scale(cls, config: Mapping[str, Any]) -> float:
@@ -160,19 +159,11 @@ class Family:
 
     def make_sampler(self, num_steps: int, device: torch.device) -> Any:
         """A diffusers scheduler with the teacher's own deterministic steps set: DDIM at trailing timesteps."""
-        scheduler = DDIMScheduler.from_config(self.sampler_config, timestep_spacing="trailing")
-        scheduler.set_timesteps(num_steps, device=device)
-        return scheduler
+        return ddim(self.sampler_config, num_steps, device)
 
     def one_step_scheduler(self) -> Any:
         """The diffusers scheduler that a saved student draws with, in one step from pure noise."""
-        config = DDIMScheduler.from_config(self.student_config).config
-        keep = ["num_train_timesteps", "beta_start", "beta_end", "beta_schedule"]
-        schedule = {name: config[name] for name in [*keep, "trained_betas", "rescale_betas_zero_snr"]}
-        schedule |= {"prediction_type": self.student.prediction, "steps_offset": 1}
-        if self.student.noise_scale != 1:
-            return EulerDiscreteScheduler(**schedule, timestep_spacing="trailing")
-        return LCMScheduler(**schedule, clip_sample=False)
+        return one_step(self.student_config, self.student.prediction, self.student.noise_scale)
 
     @classmethod
     def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
