@@ -40,7 +40,10 @@ def problems_of(tmp_path, text: str, overrides=()) -> str:
 
 def test_every_packaged_recipe_is_valid_and_tells_what_it_is():
     recipes = packaged_recipes()
-    assert {f"tiny/{n}" for n in "canny depth lowres softedge canny_prompts_only canny_depth align canny_align distill".split()} <= set(recipes)
+    assert {
+        f"tiny/{n}"
+        for n in "canny depth lowres softedge canny_prompts_only canny_depth align canny_align distill".split()
+    } <= set(recipes)
     for name, path in recipes.items():
         recipe = load_recipe(name)
         assert recipe.name == name.replace("/", "-").replace("_", "-")
