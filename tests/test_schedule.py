@@ -1,9 +1,12 @@
 """Noise schedules and the times at which they are read."""
 
+import math
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
+from jdmctl.diffusion.prediction import from_x0, to_x0
 from jdmctl.diffusion.schedule import DiscreteSchedule, RectifiedFlow, diffuse, expand
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.errors import BadInputError
@@ -27,6 +30,57 @@ def test_rectified_flow_is_a_straight_path():
     x0, noise = torch.full((3, 4, 2, 2), 8.0), torch.full((3, 4, 2, 2), -4.0)
     x_t = diffuse(RectifiedFlow(), x0, noise, t)
     assert x_t[:, 0, 0, 0].tolist() == [8.0, 5.0, -4.0]
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_a_flow_is_told_what_its_scheduler_tells(shift):
+    """FlowMatchEulerDiscreteScheduler's own rows, shifted: their sigmas and timesteps are ours at t = row / 1000."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    flow = RectifiedFlow.from_diffusers(scheduler.config | {"_class_name": type(scheduler).__name__}, num_tokens=64)
+    t = torch.linspace(1, 0.001, 1000, dtype=torch.float64)
+    torch.testing.assert_close(flow.sigma(t), scheduler.sigmas.double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(flow.timestep(t), scheduler.timesteps.double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(flow.alpha(t) + flow.sigma(t), torch.ones_like(t))
+
+
+@pytest.mark.parametrize("kind", ["exponential", "linear"])
+def test_a_flow_shifts_with_the_size_of_a_picture(kind):
+    """mu runs from 0.5 at 256 tokens to 1.15 at 4096; diffusers gives it to the scheduler, which shifts by it."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
+    config = scheduler.config | {"_class_name": type(scheduler).__name__}
+    for tokens, mu in ((256, 0.5), (4096, 1.15), (2176, 0.825)):
+        scheduler.set_timesteps(sigmas=[1.0, 0.6, 0.2], mu=mu)
+        sigma = RectifiedFlow.from_diffusers(config, tokens).sigma(torch.tensor([1.0, 0.6, 0.2]))
+        torch.testing.assert_close(sigma, scheduler.sigmas[:3])
+
+
+def test_trigflow_is_the_same_flow():
+    """As SanaSprintPipeline calls its network F, x0 = cos(a) x - sin(a) F of TrigFlow is the flow's x0.
+
+    The pipeline gives the network x sqrt(s^2 + (1 - s)^2) and makes F of its answer v. In float64, there and back.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x0, noise, v = torch.randn(3, 5, 4, 8, 8, generator=generator, dtype=torch.float64)
+    angle = torch.linspace(0.01, math.pi / 2, 5, dtype=torch.float64)
+    a = expand(angle, x0)
+    x = a.cos() * x0 + a.sin() * noise
+    s = angle.sin() / (angle.cos() + angle.sin())
+    flow = RectifiedFlow.from_diffusers({"_class_name": "SCMScheduler"}, num_tokens=64, num_timesteps=1.0)
+    assert torch.equal(flow.timestep(s), s)
+
+    wide = expand(s, x)
+    size = (wide**2 + (1 - wide) ** 2).sqrt()
+    torch.testing.assert_close(x * size, diffuse(flow, x0, noise, s))
+    F = ((1 - 2 * wide) * x * size + (1 - 2 * wide + 2 * wide**2) * v) / size
+    trig_x0 = a.cos() * x - a.sin() * F
+    torch.testing.assert_close(to_x0("flow_prediction", v, x * size, flow.alpha(s), flow.sigma(s)), trig_x0)
+    true_v = from_x0("flow_prediction", x0, x * size, flow.alpha(s), flow.sigma(s))
+    torch.testing.assert_close(true_v, noise - x0)
+
+
+def test_a_table_is_no_flow():
+    with pytest.raises(BadInputError, match="DDPMScheduler is not a flow"):
+        RectifiedFlow.from_diffusers(DDPMScheduler().config | {"_class_name": "DDPMScheduler"}, num_tokens=64)
 
 
 def test_every_row_has_its_time_and_every_time_its_nearest_row(discrete):

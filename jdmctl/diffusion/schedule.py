@@ -1,7 +1,9 @@
 """How much picture and how much noise there is at time t: x_t = alpha_t x0 + sigma_t noise."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -67,14 +69,53 @@ class DiscreteSchedule:
         return self.alphas_cumprod.to(t.device)[self.timestep(t)]
 
 
+@dataclass(frozen=True)
 class RectifiedFlow:
-    """The straight path (Liu et al. 2022, arXiv:2209.03003): alpha = 1 - t, sigma = t."""
+    """The straight path (Liu et al. 2022, arXiv:2209.03003): alpha = 1 - sigma, and sigma = t where `shift` is 1.
+
+    A larger shift, for larger pictures, stays longer with noise: sigma = shift t / (1 + (shift - 1) t)
+    (Esser et al. 2024, arXiv:2403.03206, sec. 5.3.2).
+    """
+
+    shift: float = 1.0
+    num_timesteps: float = 1000.0  # what a network is told at sigma = 1
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], num_tokens: int, num_timesteps: float = 1000.0) -> Self:
+        """As a diffusers scheduler's config says, whose shift may depend on the number of tokens of a picture.
+
+        Raises:
+            BadInputError: it is not the config of a flow.
+        """
+        if config.get("_class_name") in _FLOWS_IN_COSINES:
+            return cls(num_timesteps=num_timesteps)
+        if config.get("_class_name") not in _FLOWS and not config.get("use_flow_sigmas"):
+            raise BadInputError(
+                f"scheduler {config.get('_class_name')} is not a flow",
+                hint="use a folder whose scheduler is FlowMatchEulerDiscreteScheduler or the like",
+            )
+        if not config.get("use_dynamic_shifting"):
+            return cls(config.get("shift") or config.get("flow_shift") or 1.0, num_timesteps)
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        mu = low + (high - low) * (num_tokens - few) / (many - few)
+        return cls(math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu, num_timesteps)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What a network is told at t."""
+        return self.num_timesteps * self.sigma(t)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return 1 - t
+        return 1 - self.sigma(t)
 
     def sigma(self, t: Tensor) -> Tensor:
-        return t
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+
+# SANA-Sprint's TrigFlow is the same path, seen at another scale: with x = cos(a) x0 + sin(a) noise, its network is
+# given x / (cos(a) + sin(a)) = (1 - s) x0 + s noise at s = sin(a) / (cos(a) + sin(a)), and its x0 is the flow's
+_FLOWS_IN_COSINES = ("SCMScheduler",)
+_FLOWS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler", "FlowMatchHeunDiscreteScheduler")
 
 
 def expand(values: Tensor, like: Tensor) -> Tensor:
