@@ -78,32 +78,33 @@ class RectifiedFlow:
     """
 
     shift: float = 1.0
-    num_timesteps: float = 1000.0  # what a network is told at sigma = 1
 
     @classmethod
-    def from_diffusers(cls, config: Mapping[str, Any], num_tokens: int, num_timesteps: float = 1000.0) -> Self:
+    def from_diffusers(cls, config: Mapping[str, Any], num_tokens: int = 4096) -> Self:
         """As a diffusers scheduler's config says, whose shift may depend on the number of tokens of a picture.
+
+        4096 are 1024 x 1024 px.
 
         Raises:
             BadInputError: it is not the config of a flow.
         """
         if config.get("_class_name") in _FLOWS_IN_COSINES:
-            return cls(num_timesteps=num_timesteps)
+            return cls()
         if config.get("_class_name") not in _FLOWS and not config.get("use_flow_sigmas"):
             raise BadInputError(
                 f"scheduler {config.get('_class_name')} is not a flow",
                 hint="use a folder whose scheduler is FlowMatchEulerDiscreteScheduler or the like",
             )
         if not config.get("use_dynamic_shifting"):
-            return cls(config.get("shift") or config.get("flow_shift") or 1.0, num_timesteps)
+            return cls(config.get("shift") or config.get("flow_shift") or 1.0)
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         mu = low + (high - low) * (num_tokens - few) / (many - few)
-        return cls(math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu, num_timesteps)
+        return cls(math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu)
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What a network is told at t."""
-        return self.num_timesteps * self.sigma(t)
+        """1000 sigma, as diffusers' schedulers number it."""
+        return 1000 * self.sigma(t)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - self.sigma(t)

@@ -4,17 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
 class LatentCodec:
-    """A VAE with its scaling factor: images [B, 3, H, W] in [0, 1] <-> latents [B, C, h, w]."""
+    """A VAE with its scaling factor, and shift if any: images [B, 3, H, W] in [0, 1] <-> latents [B, C, h, w]."""
 
     def __init__(self, vae: Any):
         self.vae = vae.requires_grad_(False).eval()
+        self.scale, self.shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.vae.encode(image * 2 - 1).latent_dist.mode().float() * self.vae.config.scaling_factor
+        return (self.vae.encode(image * 2 - 1).latent_dist.mode().float() - self.shift) * self.scale
 
     def decode(self, latent: Tensor) -> Tensor:
-        return self.vae.decode(latent / self.vae.config.scaling_factor, return_dict=False)[0].float() / 2 + 0.5
+        return self.vae.decode(latent / self.scale + self.shift, return_dict=False)[0].float() / 2 + 0.5
+
+
+class AutoencoderCodec(LatentCodec):
+    """An AutoencoderDC, whose latents are no distribution (Chen et al. 2024, arXiv:2410.10733)."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.vae.encode(image * 2 - 1).latent.float() * self.scale
+
+
+class FrameCodec:
+    """A video VAE on single frames, with a mean and a standard deviation for each channel (AutoencoderKLQwenImage)."""
+
+    def __init__(self, vae: Any):
+        self.vae = vae.requires_grad_(False).eval()
+        self.mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1)
+        self.std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        latent = self.vae.encode(image[:, :, None] * 2 - 1).latent_dist.mode()[:, :, 0].float()
+        return (latent - self.mean.to(latent)) / self.std.to(latent)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        frames = (latent * self.std.to(latent) + self.mean.to(latent))[:, :, None]
+        return self.vae.decode(frames, return_dict=False)[0][:, :, 0].float() / 2 + 0.5

@@ -1,0 +1,102 @@
+"""What families with a transformer share: text by the pipeline's own encoders, branches, flow sampling."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import nn
+
+from jdmctl.diffusion.schedule import NetworkSchedule, RectifiedFlow
+from jdmctl.errors import ConditionMismatchError
+from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.families.family import Family
+from jdmctl.families.folders import load_component
+
+
+class TransformerFamily(Family):
+    subfolder = "transformer"
+    # Every linear of a transformer's blocks, by the names that diffusers gives them; none has all.
+    lora_targets: ClassVar[tuple[str, ...]] = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out",
+    )  # fmt: skip
+
+    branch_class: ClassVar[Any]
+    branch_config: ClassVar[Mapping[str, Any]]  # of a new branch, beside what it has from the backbone; depths at most
+    branch_input: ClassVar[str]  # the layer of a branch that a condition enters by, zero in diffusers
+    branch_fits: ClassVar[tuple[str, ...]]  # keys of its config that are the backbone's
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        for denoiser in (self.teacher, self.student):
+            self._show_conditions(denoiser)
+
+    def make_fake_score(self, *args: Any, **options: Any) -> DiffusionDenoiser:
+        fake = super().make_fake_score(*args, **options)
+        self._show_conditions(fake)
+        return fake
+
+    @functools.cached_property
+    def text_pipeline(self) -> Any:
+        """The diffusers pipeline, for its encode_prompt; it holds no backbone."""
+        return self.pipeline_class(**self.parts, transformer=None, scheduler=None, **self.pipeline_options)
+
+    @property
+    def text_device(self) -> torch.device:
+        return self.parts["text_encoder"].device
+
+    def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
+        """A ControlNet that starts as the backbone's first blocks."""
+        config = dict(denoiser.backbone.config)
+        depths = {key: min(config[key], number) for key, number in self.branch_config.items() if key in config}
+        known = inspect.signature(self.branch_class.__init__).parameters
+        wanted = {key: value for key, value in (config | dict(self.branch_config) | depths).items() if key in known}
+        branch = self.branch_class(**wanted)
+        own, start = branch.state_dict(), denoiser.backbone.state_dict()
+        fits = {name: start[name] for name, value in own.items() if name in start and start[name].shape == value.shape}
+        branch.load_state_dict(fits, strict=False)
+        # diffusers zeroes this too; but the outputs are zero already, and behind two zeros in a row no gradient
+        # reaches the condition at first
+        branch.get_submodule(self.branch_input).reset_parameters()
+        return branch
+
+    def load_branch(self, source: str | Path, denoiser: DiffusionDenoiser) -> nn.Module:
+        branch = load_component(self.branch_class, source, None)
+        for key in self.branch_fits:
+            found, needed = branch.config[key], denoiser.backbone.config[key]
+            if found != needed:
+                raise ConditionMismatchError(
+                    f"the ControlNet at {source} does not fit this model: {key} is {found}, needed {needed}",
+                    hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
+                )
+        return branch
+
+    def _show_conditions(self, denoiser: Any) -> None:
+        codec = self.codec
+        denoiser.encode_condition = lambda image: codec.encode(image)  # a function: copies of a denoiser share the VAE
+
+
+class FlowFamily(TransformerFamily):
+    @classmethod
+    def make_schedule(cls, config: Mapping[str, Any]) -> tuple[NetworkSchedule, str]:
+        return RectifiedFlow.from_diffusers(config), "flow_prediction"
+
+    def make_sampler(self, num_steps: int, device: torch.device) -> Any:
+        """Euler's method at sigmas 1, 1 - 1/n, ..., 1/n, shifted."""
+        scheduler = self._scheduler(self.teacher)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps).tolist(), device=device)
+        return scheduler
+
+    def one_step_scheduler(self) -> Any:
+        return self._scheduler(self.student)
+
+    @staticmethod
+    def _scheduler(denoiser: Any) -> FlowMatchEulerDiscreteScheduler:
+        return FlowMatchEulerDiscreteScheduler(shift=denoiser.schedule.shift)
