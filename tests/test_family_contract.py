@@ -8,6 +8,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 from tiny_pipelines import FAMILIES
+from tiny_transformers import TRANSFORMERS
 
 from jdmctl.build import build_controls, build_jdm_step, prepare_student
 from jdmctl.build_run import build_run
@@ -22,7 +23,7 @@ from jdmctl.types import Batch
 PROMPTS = ["a red cone", "a blue cube on a tan floor"]
 
 
-@pytest.fixture(scope="module", params=FAMILIES, ids=str)
+@pytest.fixture(scope="module", params=[*FAMILIES, *TRANSFORMERS], ids=str)
 def tiny(request):
     return request.param
 
@@ -70,13 +71,13 @@ def speak(branch, seed=2):
 
 def test_one_step_is_the_family_s_own_pipeline(tiny, family, folder):
     pipe = quiet(DiffusionPipeline.from_pretrained(folder / "student", safety_checker=None))
-    theirs = pipe(PROMPTS, latents=noise_of(family), **tiny.one_step).images
+    theirs = pipe(PROMPTS, latents=tiny.latents(noise_of(family)), **tiny.one_step).images
     assert (drawn(family) - theirs).abs().max() < 1e-4
 
 
 def test_the_teacher_s_many_steps_are_its_own_pipeline(tiny, family, folder):
     pipe = quiet(DiffusionPipeline.from_pretrained(folder / "teacher", safety_checker=None))
-    theirs = pipe(PROMPTS, latents=noise_of(family), **tiny.guided, output_type="pt").images
+    theirs = pipe(PROMPTS, latents=tiny.latents(noise_of(family)), **tiny.guided, output_type="pt").images
     ours = family.codec.decode(family.multistep(noise_of(family), family.encode_prompt(PROMPTS), 3, 2.0)).clamp(0, 1)
     assert (ours - theirs).abs().max() < 1e-4
 
@@ -109,8 +110,8 @@ def test_a_saved_branch_comes_back_and_runs_in_the_family_s_own_pipeline(tiny, f
 
     branch = type(family.student.branches["canny"]).from_pretrained(tmp_path / "branch")
     pipe = quiet(tiny.control_pipeline.from_pretrained(folder / "student", controlnet=branch, safety_checker=None))
-    condition = {tiny.condition_argument: controls["canny"]}
-    theirs = pipe(PROMPTS, latents=noise_of(family), **condition, **tiny.one_step).images
+    condition = {tiny.condition_argument: tiny.pixels(controls["canny"])}
+    theirs = pipe(PROMPTS, latents=tiny.latents(noise_of(family)), **condition, **tiny.one_step).images
     assert (ours - theirs).abs().max() < 1e-4
 
 
@@ -120,7 +121,7 @@ def test_a_saved_student_draws_alike_here_and_in_its_own_pipeline(tiny, family, 
     other = family_class(tiny.family).load(folder / "teacher", tmp_path / "student")
     assert (drawn(other) - ours).abs().max() < 1e-6
     pipe = quiet(DiffusionPipeline.from_pretrained(tmp_path / "student", safety_checker=None))
-    assert (pipe(PROMPTS, latents=noise_of(family), **tiny.one_step).images - ours).abs().max() < 1e-4
+    assert (pipe(PROMPTS, latents=tiny.latents(noise_of(family)), **tiny.one_step).images - ours).abs().max() < 1e-4
 
 
 def test_a_saved_lora_comes_back_here_and_as_a_student_of_its_own(tiny, family, folder, tmp_path):
@@ -174,8 +175,10 @@ def test_one_step_of_jdm_descends_and_trains_only_what_it_should(tiny, family, f
             assert p.grad is None or id(p) in trained
     for loss, parameters in (("fake_score", step.fake_score_parameters), ("student", step.student_parameters)):
         assert any(p.grad is not None and p.grad.any() for p in parameters), loss
-        torch.optim.Adam(parameters, lr=1e-3, betas=(0.0, 0.9)).step()
-    after = {"fake_score": step.fake_score_loss(batch), "student": step.student_loss(batch)}
+    torch.optim.Adam(step.fake_score_parameters, lr=1e-3, betas=(0.0, 0.9)).step()
+    after = {"fake_score": step.fake_score_loss(batch)}  # before the student moves, which it follows
+    torch.optim.Adam(step.student_parameters, lr=1e-3, betas=(0.0, 0.9)).step()
+    after["student"] = step.student_loss(batch)
     assert after["fake_score"].total < reached["fake_score"].total
     assert after["student"].logs["softedge_energy"] < reached["student"].logs["softedge_energy"]
 

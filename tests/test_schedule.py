@@ -41,6 +41,9 @@ def test_a_flow_is_told_what_its_scheduler_tells(shift):
     torch.testing.assert_close(flow.sigma(t), scheduler.sigmas.double(), rtol=0, atol=1e-6)
     torch.testing.assert_close(flow.timestep(t), scheduler.timesteps.double(), rtol=0, atol=1e-3)
     torch.testing.assert_close(flow.alpha(t) + flow.sigma(t), torch.ones_like(t))
+    assert [flow.time(float(row)) for row in flow.timestep(t[::100])] == pytest.approx(t[::100].tolist())
+    with pytest.raises(BadInputError, match="no timestep 1001"):
+        flow.time(1001)
 
 
 @pytest.mark.parametrize("kind", ["exponential", "linear"])

@@ -41,6 +41,9 @@ class Tiny:
     )
     guided: Mapping[str, Any] = field(default_factory=lambda: {"num_inference_steps": 3, "guidance_scale": 2.0})
 
+    latents: Callable[[Any], Any] = lambda noise: noise  # what the pipeline takes for noise
+    pixels: Callable[[Any], Any] = lambda condition: condition  # what it takes for a condition in [0, 1]
+
     def __str__(self) -> str:
         return self.family
 
@@ -72,8 +75,8 @@ def random_sdxl(scratch: Path) -> StableDiffusionXLPipeline:
         clip_sample=False, set_alpha_to_one=False, steps_offset=1,
     )  # fmt: skip
     return StableDiffusionXLPipeline(
-        vae=tiny_vae(), text_encoder=CLIPTextModel(_clip(tokenizer, 16)),
-        text_encoder_2=CLIPTextModelWithProjection(_clip(tokenizer, 24, projection_dim=12)),
+        vae=tiny_vae(), text_encoder=CLIPTextModel(clip_config(tokenizer, 16)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(tokenizer, 24, projection_dim=12)),
         tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, scheduler=scheduler, add_watermarker=False,
     )  # fmt: skip
 
@@ -87,7 +90,7 @@ def tiny_vae() -> AutoencoderKL:
     )  # fmt: skip
 
 
-def _clip(tokenizer: Any, width: int, **options: Any) -> CLIPTextConfig:
+def clip_config(tokenizer: Any, width: int, **options: Any) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=32, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,

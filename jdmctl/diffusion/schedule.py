@@ -106,6 +106,12 @@ class RectifiedFlow:
         """1000 sigma, as diffusers' schedulers number it."""
         return 1000 * self.sigma(t)
 
+    def time(self, timestep: float) -> float:
+        """The t of a timestep; BadInputError if it is none."""
+        if not 0 <= timestep <= 1000:
+            raise BadInputError(f"there is no timestep {timestep}", hint="give one from 0 to 1000")
+        return timestep / (1000 * self.shift - (self.shift - 1) * timestep)
+
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - self.sigma(t)
 

@@ -84,19 +84,22 @@ class TransformerFamily(Family):
 
 
 class FlowFamily(TransformerFamily):
+    even_sigmas: ClassVar[bool] = True  # before the shift, as its pipeline steps
+
     @classmethod
-    def make_schedule(cls, config: Mapping[str, Any]) -> tuple[NetworkSchedule, str]:
+    def make_schedule(cls, config: Mapping[str, Any], backbone: nn.Module) -> tuple[NetworkSchedule, str]:
         return RectifiedFlow.from_diffusers(config), "flow_prediction"
 
     def make_sampler(self, num_steps: int, device: torch.device) -> Any:
-        """Euler's method at sigmas 1, 1 - 1/n, ..., 1/n, shifted."""
-        scheduler = self._scheduler(self.teacher)
-        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps).tolist(), device=device)
+        """Euler's method, shifted as the teacher is."""
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self._shift(self.teacher))
+        sigmas = np.linspace(1.0, 1 / num_steps, num_steps).tolist() if self.even_sigmas else None
+        scheduler.set_timesteps(num_steps, sigmas=sigmas, device=device)
         return scheduler
 
     def one_step_scheduler(self) -> Any:
-        return self._scheduler(self.student)
+        return FlowMatchEulerDiscreteScheduler(shift=self._shift(self.student))
 
     @staticmethod
-    def _scheduler(denoiser: Any) -> FlowMatchEulerDiscreteScheduler:
-        return FlowMatchEulerDiscreteScheduler(shift=denoiser.schedule.shift)
+    def _shift(denoiser: Any) -> float:
+        return denoiser.schedule.shift
