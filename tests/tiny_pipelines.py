@@ -21,6 +21,9 @@ from diffusers import (
 from tiny_sd import byte_tokenizer, random_pipeline
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+ONE_STEP = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "pt"}
+GUIDED = {"num_inference_steps": 3, "guidance_scale": 2.0}
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -33,14 +36,13 @@ class Tiny:
 
     family: str
     pipeline: Callable[[Path], Any]
-    control_pipeline: Any
+    control_pipeline: Any  # None where diffusers has none
     student_scheduler: Callable[[Any], Any]
     condition_argument: str = "image"
-    one_step: Mapping[str, Any] = field(
-        default_factory=lambda: {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "pt"}
-    )
-    guided: Mapping[str, Any] = field(default_factory=lambda: {"num_inference_steps": 3, "guidance_scale": 2.0})
+    one_step: Mapping[str, Any] = field(default_factory=lambda: ONE_STEP)
+    guided: Mapping[str, Any] = field(default_factory=lambda: GUIDED)
 
+    student: Mapping[str, Any] = field(default_factory=dict)  # where it is not called at the last timestep
     latents: Callable[[Any], Any] = lambda noise: noise  # what the pipeline takes for noise
     pixels: Callable[[Any], Any] = lambda condition: condition  # what it takes for a condition in [0, 1]
 

@@ -35,7 +35,7 @@ class Family:
 
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]  # classes of pipeline folders that are accepted
-    pipeline_class: ClassVar[Any]  # the diffusers class that a student is saved as
+    pipeline_class: Any  # the diffusers class that a student is saved as
     pipeline_options: ClassVar[Mapping[str, Any]] = {}  # of that class, beside its parts
     backbone_class: ClassVar[Any]
     subfolder: ClassVar[str]  # of the backbone: unet, transformer
@@ -170,6 +170,17 @@ class Family:
         """The tensors of a LoRA file in diffusers' keys, and their alphas if these stand apart."""
         found = cls.pipeline_class.lora_state_dict(dict(weights))
         return found if isinstance(found, tuple) else (found, None)
+
+    @classmethod
+    def put_lora(cls, backbone: Any, layers: Mapping[str, Tensor], alphas: Any = None) -> None:
+        """Give a backbone the LoRA layers of a file, in diffusers' keys."""
+        backbone.load_lora_adapter(dict(layers), prefix=cls.subfolder, network_alphas=alphas)
+
+    @classmethod
+    def merge_lora(cls, backbone: Any) -> None:
+        """Add a backbone's LoRA layers to its weights."""
+        backbone.fuse_lora()
+        backbone.unload_lora()
 
     def add_lora(self, backbone: Any, rank: int) -> None:
         """Give a backbone LoRA layers that train."""

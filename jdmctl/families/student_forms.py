@@ -100,14 +100,13 @@ def _with_lora(family: type[Family], file: Path, backbone: nn.Module) -> nn.Modu
         others = [name for name in layers if not name.startswith(prefix)]
         if others or not own:
             raise ValueError(f"it has {len(own)} tensors for the {family.subfolder}, and {_some(others)} for others")
-        student.load_lora_adapter(own, prefix=family.subfolder, network_alphas=alphas)
+        family.put_lora(student, own, alphas)
     except (ValueError, KeyError, RuntimeError, IndexError) as reason:
         raise BadInputError(
             f"student {file} is a LoRA that does not fit the teacher: {reason}",
             hint="give the teacher that it was made for (--teacher)",
         ) from reason
-    student.fuse_lora()
-    student.unload_lora()
+    family.merge_lora(student)
     return student
 
 

@@ -1,0 +1,86 @@
+"""FLUX.1 (Black Forest Labs 2024): schnell, and dev as a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from jdmctl.families.transformer import TransformerDenoiser, pack, unpack
+from jdmctl.families.transformer_family import FlowFamily
+from jdmctl.types import Controls, Prompt
+
+_GUIDANCE = 3.5  # FluxPipeline's default, told to a network that has guidance distilled into it (dev)
+
+
+class FluxDenoiser(TransformerDenoiser):
+    @property
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        return [*self.backbone.transformer_blocks, *self.backbone.single_transformer_blocks]
+
+    def network(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> Tensor:
+        rows, columns = torch.meshgrid(
+            *(torch.arange(side // 2, device=x_t.device, dtype=x_t.dtype) for side in x_t.shape[-2:]), indexing="ij"
+        )
+        told = dict(
+            hidden_states=pack(x_t), timestep=timestep / 1000, return_dict=False, **prompt,
+            img_ids=torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1),
+            txt_ids=torch.zeros(prompt["encoder_hidden_states"].shape[1], 3, device=x_t.device, dtype=x_t.dtype),
+        )  # fmt: skip
+        numbers = []  # how many of what a branch adds are for double blocks
+
+        def guidance(network: FluxTransformer2DModel | FluxControlNetModel) -> Tensor | None:
+            is_told = network.config.guidance_embeds
+            return torch.full((len(x_t),), _GUIDANCE, device=x_t.device) if is_told else None
+
+        def branch_adds(branch: FluxControlNetModel, condition: Tensor, scale: float) -> Sequence[Tensor]:
+            double, single = branch(
+                controlnet_cond=pack(condition), conditioning_scale=scale, guidance=guidance(branch), **told
+            )
+            numbers.append(len(double or ()))
+            return [*(double or ()), *(single or ())]
+
+        added, number = self.added(controls, branch_adds) or [], max(numbers, default=0)
+        output = self.backbone(
+            controlnet_block_samples=added[:number] or None, controlnet_single_block_samples=added[number:] or None,
+            guidance=guidance(self.backbone), **told,
+        )[0]  # fmt: skip
+        return unpack(output, like=x_t)
+
+
+class Flux(FlowFamily):
+    name = "flux"
+    pipelines = ("FluxPipeline", "FluxControlNetPipeline")
+    pipeline_class = FluxPipeline
+    backbone_class = FluxTransformer2DModel
+    denoiser_class = FluxDenoiser
+    part_classes = {
+        "vae": AutoencoderKL,
+        "tokenizer": CLIPTokenizer,
+        "tokenizer_2": T5Tokenizer,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": T5EncoderModel,
+    }
+    must_agree = ("in_channels", "joint_attention_dim", "pooled_projection_dim")
+    branch_class = FluxControlNetModel
+    branch_config = {"num_layers": 4, "num_single_layers": 4}
+    branch_input = "controlnet_x_embedder"
+    branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w: of pictures as large as the VAE's config says (1024 px), since the transformer takes any."""
+        side = self.parts["vae"].config.sample_size // self.pixels_per_latent
+        return self.student.backbone.config.in_channels // 4, side, side
+
+    @torch.no_grad()
+    def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """256 tokens for schnell, 512 for dev, as their authors' code has it (github.com/black-forest-labs/flux)."""
+        length = 512 if self.student.backbone.config.guidance_embeds else 256
+        words, pooled, _ = self.text_pipeline.encode_prompt(
+            list(texts), None, device=self.text_device, max_sequence_length=length
+        )
+        return {"encoder_hidden_states": words, "pooled_projections": pooled}
