@@ -42,6 +42,7 @@ class Tiny:
     one_step: Mapping[str, Any] = field(default_factory=lambda: ONE_STEP)
     guided: Mapping[str, Any] = field(default_factory=lambda: GUIDED)
 
+    as_student: Callable[[Any], Any] = lambda pipeline: pipeline  # where students have another backbone
     student: Mapping[str, Any] = field(default_factory=dict)  # where it is not called at the last timestep
     latents: Callable[[Any], Any] = lambda noise: noise  # what the pipeline takes for noise
     pixels: Callable[[Any], Any] = lambda condition: condition  # what it takes for a condition in [0, 1]
@@ -54,6 +55,7 @@ class Tiny:
         torch.manual_seed(0)
         pipeline = self.pipeline(folder / "tokenizer-source")
         pipeline.save_pretrained(folder / "teacher")
+        pipeline = self.as_student(pipeline)
         backbone = pipeline.components.get("unet") or pipeline.components["transformer"]
         with torch.no_grad():
             for parameter in backbone.parameters():

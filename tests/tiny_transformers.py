@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxControlNetPipeline,
@@ -18,13 +21,33 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImageControlNetPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3Pipeline,
 )
 from tiny_pipelines import GUIDED, ONE_STEP, Tiny, clip_config, lcm
 from tiny_sd import byte_tokenizer
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel, T5Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from jdmctl.families.transformer import pack
 
@@ -47,10 +70,10 @@ def random_sd3(scratch: Path) -> StableDiffusion3Pipeline:
     )  # fmt: skip
 
 
-def random_pixart(pipeline_class: Any, scratch: Path) -> Any:
+def random_pixart(pipeline_class: Any, scratch: Path, sample_size: int = 8) -> Any:
     """64 px, latents [4, 8, 8], epsilon with a learned variance beside it."""
     transformer = PixArtTransformer2DModel(
-        sample_size=8, num_layers=3, patch_size=2, attention_head_dim=8, num_attention_heads=3, in_channels=4,
+        sample_size=sample_size, num_layers=3, patch_size=2, attention_head_dim=8, num_attention_heads=3, in_channels=4,
         out_channels=8, cross_attention_dim=24, caption_channels=32,
     )  # fmt: skip
     scheduler = DDIMScheduler(
@@ -75,6 +98,71 @@ def random_flux(scratch: Path) -> FluxPipeline:
         text_encoder=CLIPTextModel(clip_config(tokenizer, 16)), tokenizer=tokenizer, text_encoder_2=tiny_t5(),
         tokenizer_2=letter_tokenizer(),
     )  # fmt: skip
+
+
+SANA = dict(
+    in_channels=4, out_channels=4, num_layers=3, num_attention_heads=2, attention_head_dim=8, sample_size=16,
+    num_cross_attention_heads=2, cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
+)  # fmt: skip
+
+
+def random_sana(scratch: Path) -> SanaPipeline:
+    """64 px, latents [4, 16, 16]."""
+    vae = AutoencoderDC(
+        latent_channels=4, attention_head_dim=4, encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 8, 16),
+        decoder_block_out_channels=(8, 8, 16), encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)), scaling_factor=0.41407,
+    )  # fmt: skip
+    specials = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁")
+    tokenizer = GemmaTokenizer(vocab={token: i for i, token in enumerate((*specials, *LETTERS))}, merges=[])
+    gemma = Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    return SanaPipeline(
+        transformer=SanaTransformer2DModel(**SANA), scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae,
+        text_encoder=Gemma2Model(gemma), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def sprint(pipeline: SanaPipeline) -> SanaSprintPipeline:
+    """A SANA-Sprint of other weights with the same text encoder and VAE."""
+    transformer = SanaTransformer2DModel(**SANA, guidance_embeds=True, qk_norm="rms_norm_across_heads")
+    return SanaSprintPipeline(**pipeline.components | {"transformer": transformer, "scheduler": SCMScheduler()})
+
+
+def random_qwen_image(scratch: Path) -> QwenImagePipeline:
+    """64 px, latents [4, 16, 16] in tokens of 16 numbers, shift 3 at any size as Lightning has it."""
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[0.1, -0.1, 0.2, 0.0], latents_std=[1.5, 0.5, 1.0, 2.0],
+    )  # fmt: skip
+    vae.register_to_config(sample_size=64)
+    with torch.no_grad():
+        vae.quant_conv.bias[4:] = -30
+        vae.quant_conv.weight[4:] = 0
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    letters = sorted(ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate((*letters, *specials))}, merges=[])
+    small = {"hidden_size": 16, "intermediate_size": 16}
+    text = small | {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    text |= {"vocab_size": 300, "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default"}}
+    vision = small | {"depth": 1, "num_heads": 2, "out_hidden_size": 16}
+    encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=vision, vision_start_token_id=290, vision_end_token_id=291,
+                         vision_token_id=292, image_token_id=293, video_token_id=294)
+    )  # fmt: skip
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True, base_shift=math.log(3), max_shift=math.log(3)
+    )
+    return QwenImagePipeline(
+        transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=encoder, tokenizer=tokenizer
+    )
 
 
 def sure_vae(halvings: int = 2, channels: int = 4, shift: float | None = 0.06) -> AutoencoderKL:
@@ -112,6 +200,7 @@ def signed(condition: torch.Tensor) -> torch.Tensor:
 UNBINNED = {"use_resolution_binning": False}
 SIZE = {"height": 64, "width": 64}
 SCHNELL = SIZE | {"max_sequence_length": 256}
+DISTILLED = {"num_inference_steps": 1, "output_type": "pt"}
 TRUE_GUIDED = {"num_inference_steps": 3, "true_cfg_scale": 2.0, "negative_prompt": ["", ""]}
 TRANSFORMERS = [
     *(
@@ -134,8 +223,28 @@ TRANSFORMERS = [
         "control_image",
         latents=pack,
         pixels=signed,
-        one_step=ONE_STEP | SIZE,
+        one_step=ONE_STEP | SCHNELL,
+        guided=TRUE_GUIDED | SCHNELL,
+    ),  # fmt: skip
+    Tiny(
+        "qwen_image",
+        random_qwen_image,
+        QwenImageControlNetPipeline,
+        same,
+        "control_image",
+        latents=pack,
+        pixels=signed,
+        one_step=DISTILLED | SIZE,
         guided=TRUE_GUIDED | SIZE,
+    ),  # fmt: skip
+    Tiny(
+        "sana",
+        random_sana,
+        None,
+        same,
+        as_student=sprint,
+        guided=GUIDED | UNBINNED | SIZE,
+        one_step={"num_inference_steps": 1, "intermediate_timesteps": None, "output_type": "pt"} | UNBINNED | SIZE,
     ),  # fmt: skip
     Tiny("sd3", random_sd3, StableDiffusion3ControlNetPipeline, same, "control_image", pixels=signed),
 ]

@@ -43,6 +43,7 @@ class Family:
     part_classes: ClassVar[Mapping[str, Any]]  # subfolder -> class; those with weights are frozen
     must_agree: ClassVar[tuple[str, ...]]  # keys of the backbone's config that fit a student to its teacher
     lora_targets: ClassVar[tuple[str, ...]]
+    layout: ClassVar[torch.memory_format] = torch.channels_last  # of weights; video VAEs cannot have this one
     index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
 
     codec: Any  # a Codec; the families here have a `vae` in it
@@ -161,6 +162,11 @@ class Family:
         """A diffusers scheduler with the teacher's own deterministic steps set: DDIM at trailing timesteps."""
         return ddim(self.sampler_config, num_steps, device)
 
+    @staticmethod
+    def guide(output: Tensor, free: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance of the network's output, as the family's own pipeline has it."""
+        return free + scale * (output - free)
+
     def one_step_scheduler(self) -> Any:
         """The diffusers scheduler that a saved student draws with, in one step from pure noise."""
         return one_step(self.student_config, self.student.prediction, self.student.noise_scale)
@@ -191,7 +197,7 @@ class Family:
     def to(self, device: str | torch.device) -> Self:
         modules: tuple[Any, ...] = (self.teacher, self.student, self.parts.get("vae", nn.Module()))
         for module in modules:  # channels_last makes convolutions up to 1.9x faster, on CPU too
-            module.to(device, memory_format=torch.channels_last)
+            module.to(device, memory_format=self.layout)
         for module in self._part_modules():
             module.to(device)
         return self
@@ -289,7 +295,7 @@ class Family:
             output = self.teacher.network(x_t, now, prompt, controls or {}).float()
             if guidance_scale != 1:
                 free = self.teacher.network(x_t, now, empty, controls or {}).float()
-                output = free + guidance_scale * (output - free)
+                output = self.guide(output, free, guidance_scale)
             x_t = scheduler.step(output, timestep, x_t).prev_sample
         return x_t
 

@@ -71,10 +71,8 @@ class Flux(FlowFamily):
     branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim")
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """C, h, w: of pictures as large as the VAE's config says (1024 px), since the transformer takes any."""
-        side = self.parts["vae"].config.sample_size // self.pixels_per_latent
-        return self.student.backbone.config.in_channels // 4, side, side
+    def latent_channels(self) -> int:
+        return self.student.backbone.config.in_channels // 4
 
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:

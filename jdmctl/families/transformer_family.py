@@ -43,6 +43,17 @@ class TransformerFamily(Family):
         self._show_conditions(fake)
         return fake
 
+    @property
+    def latent_channels(self) -> int:
+        return self.student.backbone.config.in_channels
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """C, h, w: a picture as large as the transformer's config says, or the VAE's, or 1024 px."""
+        in_pixels = self.parts["vae"].config.get("sample_size") or 1024
+        side = self.student.backbone.config.get("sample_size") or in_pixels // self.pixels_per_latent
+        return self.latent_channels, side, side
+
     @functools.cached_property
     def text_pipeline(self) -> Any:
         """The diffusers pipeline, for its encode_prompt; it holds no backbone."""
@@ -92,7 +103,8 @@ class FlowFamily(TransformerFamily):
 
     def make_sampler(self, num_steps: int, device: torch.device) -> Any:
         """Euler's method, shifted as the teacher is."""
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self._shift(self.teacher))
+        last = self.sampler_config.get("shift_terminal") if num_steps > 1 else None
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=self._shift(self.teacher), shift_terminal=last)
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps).tolist() if self.even_sigmas else None
         scheduler.set_timesteps(num_steps, sigmas=sigmas, device=device)
         return scheduler

@@ -1,0 +1,121 @@
+"""SANA (Xie et al. 2024, arXiv:2410.10629) and SANA-Sprint, its students (Chen et al. 2025, arXiv:2503.09641)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    SanaControlNetModel,
+    SanaPipeline,
+    SanaSprintPipeline,
+    SanaTransformer2DModel,
+    SCMScheduler,
+)
+from torch import Tensor
+from transformers import Gemma2Model, GemmaTokenizer
+
+from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.families.codec import AutoencoderCodec
+from jdmctl.families.transformer import TransformerDenoiser
+from jdmctl.families.transformer_family import FlowFamily
+from jdmctl.types import Codec, Controls, Prompt
+
+_SPRINT = inspect.signature(SanaSprintPipeline.__call__).parameters
+_GUIDANCE = _SPRINT["guidance_scale"].default
+_INSTRUCTION = _SPRINT["complex_human_instruction"].default  # before every prompt, and part of what SANA was trained on
+
+
+class SanaDenoiser(TransformerDenoiser):
+    """SANA-Sprint's consistency model in TrigFlow is, seen by its network, the flow itself: see RectifiedFlow.
+
+    It is told sigma, and the guidance that was distilled into it, SanaSprintPipeline's default.
+    """
+
+    text_width = "caption_channels"
+    text_mask = "encoder_attention_mask"
+    patch = 1
+
+    @property
+    def width(self) -> int:
+        return self.backbone.config.num_attention_heads * self.backbone.config.attention_head_dim
+
+    def network(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> Tensor:
+        config, guidance = self.backbone.config, None
+        time = timestep * config.timestep_scale
+        if config.guidance_embeds:
+            time = timestep / 1000
+            guidance = torch.full((len(x_t),), _GUIDANCE * config.guidance_embeds_scale, device=x_t.device)
+
+        def branch_adds(branch: SanaControlNetModel, condition: Tensor, scale: float) -> Sequence[Tensor]:
+            return branch(
+                x_t, timestep=time, controlnet_cond=condition, conditioning_scale=scale, return_dict=False, **prompt
+            )[0]
+
+        return self.backbone(
+            x_t, timestep=time, guidance=guidance, controlnet_block_samples=self.added(controls, branch_adds),
+            return_dict=False, **prompt,
+        )[0]  # fmt: skip
+
+
+class Sana(FlowFamily):
+    """The teacher is a SANA, the student a SANA-Sprint (or a SANA, to distill)."""
+
+    name = "sana"
+    pipelines = ("SanaPipeline", "SanaSprintPipeline")
+    pipeline_class = SanaSprintPipeline
+    backbone_class = SanaTransformer2DModel
+    denoiser_class = SanaDenoiser
+    part_classes = {"vae": AutoencoderDC, "tokenizer": GemmaTokenizer, "text_encoder": Gemma2Model}
+    even_sigmas = False
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point")
+    must_agree = ("in_channels", "caption_channels", "patch_size")
+    branch_class = SanaControlNetModel
+    branch_config = {"num_layers": 7}  # diffusers' own number
+    branch_input = "input_block"
+    branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "caption_channels")
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        if not self._is_sprint(self.student):
+            self.pipeline_class = SanaPipeline
+
+    @property
+    def pixels_per_latent(self) -> int:
+        return 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1)
+
+    def make_codec(self) -> Codec:
+        return AutoencoderCodec(self.parts["vae"])
+
+    def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return self._encode(texts, _INSTRUCTION)
+
+    def empty_prompt(self, size: int) -> Prompt:
+        """Without the instruction, as SanaPipeline has it."""
+        return self._encode([""] * size, None)
+
+    def new_branch(self, denoiser: DiffusionDenoiser) -> Any:
+        """A ControlNet that starts as the backbone's first blocks, but for SANA-Sprint's norms of queries and keys and
+        its guidance, which the diffusers class does not have."""
+        branch: Any = super().new_branch(denoiser)
+        if self._is_sprint(denoiser):
+            start = denoiser.backbone.time_embed.timestep_embedder.state_dict()
+            branch.time_embed.emb.timestep_embedder.load_state_dict(start)
+        return branch
+
+    def one_step_scheduler(self) -> Any:
+        return SCMScheduler() if self._is_sprint(self.student) else super().one_step_scheduler()
+
+    @staticmethod
+    def _is_sprint(denoiser: DiffusionDenoiser) -> bool:
+        return denoiser.backbone.config.guidance_embeds
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str], instruction: list[str] | None) -> dict[str, Tensor]:
+        words, mask = SanaSprintPipeline.encode_prompt(
+            self.text_pipeline, list(texts), device=self.text_device, complex_human_instruction=instruction
+        )
+        return {"encoder_hidden_states": words, "encoder_attention_mask": mask}

@@ -1,0 +1,55 @@
+"""What single families of transformers promise beyond the contract of all."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, PixArtAlphaPipeline, SanaControlNetPipeline, StableDiffusion3ControlNetPipeline
+from test_family_contract import PROMPTS, condition_of, drawn, noise_of, quiet, speak
+from tiny_transformers import SIZE, UNBINNED, random_pixart, random_sana, random_sd3, signed
+
+from jdmctl.families.names import family_class
+
+ONE_STEP = {"num_inference_steps": 1, "output_type": "pt", "guidance_scale": 1.0}
+
+
+def test_a_plain_sana_with_a_branch_is_its_control_pipeline(tmp_path):
+    """The contract's student is a SANA-Sprint, whose pipeline takes no ControlNet."""
+    torch.manual_seed(0)
+    random_sana(tmp_path).save_pretrained(tmp_path / "teacher")
+    family = family_class("sana").load(tmp_path / "teacher", tmp_path / "teacher")
+    branch = family.add_control_branch("canny")
+    speak(branch)
+    pipe = quiet(SanaControlNetPipeline.from_pretrained(tmp_path / "teacher", controlnet=branch.eval()))
+    condition = condition_of(family)
+    theirs = pipe(PROMPTS, latents=noise_of(family), control_image=signed(condition), **ONE_STEP, **UNBINNED, **SIZE)
+    assert (drawn(family, {"canny": condition}) - theirs.images).abs().max() < 1e-4
+
+
+def test_a_controlnet_of_sd3_without_pooled_text_is_called_as_it_was_trained(tmp_path):
+    """InstantX' ControlNets get zeros for it, and a condition's latent without the VAE's shift."""
+    torch.manual_seed(0)
+    random_sd3(tmp_path).save_pretrained(tmp_path / "teacher")
+    family = family_class("sd3").load(tmp_path / "teacher", tmp_path / "teacher")
+    branch = family.add_control_branch("canny")
+    branch.register_to_config(force_zeros_for_pooled_projection=True)
+    speak(branch)
+    pipe = quiet(StableDiffusion3ControlNetPipeline.from_pretrained(tmp_path / "teacher", controlnet=branch.eval()))
+    condition = condition_of(family)
+    theirs = pipe(PROMPTS, latents=noise_of(family), control_image=signed(condition), **ONE_STEP)
+    assert (drawn(family, {"canny": condition}) - theirs.images).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sample_size", [8, 128])
+def test_pixart_is_told_the_picture_s_size_where_it_wants_it(tmp_path, sample_size):
+    """PixArt-alpha at 1024 px (its config says 128); drawn as the authors' DMD demo does, at timestep 400 by DDPM."""
+    torch.manual_seed(0)
+    pipe = random_pixart(PixArtAlphaPipeline, tmp_path, sample_size)
+    pipe.scheduler = DDPMScheduler(beta_start=0.0001, beta_end=0.02, clip_sample=False)
+    pipe.save_pretrained(tmp_path / "teacher")
+    family = family_class("pixart_alpha").load(tmp_path / "teacher", tmp_path / "teacher", student_timestep=400)
+    assert family.student.backbone.use_additional_conditions == (sample_size == 128)
+    noise = noise_of(family)[..., :8, :8]
+    pipe = quiet(PixArtAlphaPipeline.from_pretrained(tmp_path / "teacher"))
+    theirs = pipe(PROMPTS, latents=noise, timesteps=[400], **SIZE, **UNBINNED, **ONE_STEP).images
+    with torch.no_grad():
+        x0 = family.student.generate(noise, family.encode_prompt(PROMPTS))
+    assert (family.codec.decode(x0).clamp(0, 1) - theirs).abs().max() < 1e-4
