@@ -39,6 +39,7 @@ class Tiny:
     control_pipeline: Any  # None where diffusers has none
     student_scheduler: Callable[[Any], Any]
     condition_argument: str = "image"
+    control: Mapping[str, Any] = field(default_factory=dict)  # further arguments of `control_pipeline`
     one_step: Mapping[str, Any] = field(default_factory=lambda: ONE_STEP)
     guided: Mapping[str, Any] = field(default_factory=lambda: GUIDED)
 

@@ -31,6 +31,9 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3Pipeline,
+    ZImageControlNetPipeline,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tiny_pipelines import GUIDED, ONE_STEP, Tiny, clip_config, lcm
 from tiny_sd import byte_tokenizer
@@ -44,6 +47,8 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -146,9 +151,7 @@ def random_qwen_image(scratch: Path) -> QwenImagePipeline:
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
         joint_attention_dim=16, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
-    specials = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-    letters = sorted(ByteLevel.alphabet())
-    tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate((*letters, *specials))}, merges=[])
+    tokenizer = qwen_tokenizer()
     small = {"hidden_size": 16, "intermediate_size": 16}
     text = small | {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     text |= {"vocab_size": 300, "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default"}}
@@ -163,6 +166,30 @@ def random_qwen_image(scratch: Path) -> QwenImagePipeline:
     return QwenImagePipeline(
         transformer=transformer, scheduler=scheduler, vae=vae, text_encoder=encoder, tokenizer=tokenizer
     )
+
+
+def random_z_image(scratch: Path) -> ZImagePipeline:
+    """64 px, latents [4, 16, 16], shift 3."""
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[8, 4, 4], axes_lens=[128, 32, 32],
+    )  # fmt: skip
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}<|im_start|>{{ message.content }}<|im_end|>{% endfor %}"
+    qwen = Qwen3Config(
+        vocab_size=300, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8,
+    )  # fmt: skip
+    return ZImagePipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=sure_vae(),
+        text_encoder=Qwen3Model(qwen), tokenizer=tokenizer,
+    )  # fmt: skip
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """Qwen's, of single bytes."""
+    tokens = (*sorted(ByteLevel.alphabet()), "<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    return Qwen2Tokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[])
 
 
 def sure_vae(halvings: int = 2, channels: int = 4, shift: float | None = 0.06) -> AutoencoderKL:
@@ -247,4 +274,15 @@ TRANSFORMERS = [
         one_step={"num_inference_steps": 1, "intermediate_timesteps": None, "output_type": "pt"} | UNBINNED | SIZE,
     ),  # fmt: skip
     Tiny("sd3", random_sd3, StableDiffusion3ControlNetPipeline, same, "control_image", pixels=signed),
+    Tiny(
+        "z_image",
+        random_z_image,
+        ZImageControlNetPipeline,
+        same,
+        "control_image",
+        pixels=signed,
+        control={"controlnet_conditioning_scale": 1.0},
+        one_step=ONE_STEP | SIZE | {"guidance_scale": 0.0},
+        guided=GUIDED | SIZE | {"guidance_scale": 1.0},  # which this pipeline counts from 0
+    ),  # fmt: skip
 ]

@@ -7,4 +7,5 @@ FAMILIES = {
     "sd3": "jdmctl.families.sd3:SD3",
     "sdxl": "jdmctl.families.sdxl:StableDiffusionXL",
     "stable_diffusion": "jdmctl.families.stable_diffusion:StableDiffusion",
+    "z_image": "jdmctl.families.z_image:ZImage",
 }
