@@ -41,6 +41,11 @@ class Registry:
         """The class of that name. Raises JdmError if nothing has it, or it cannot be imported."""
         return self._class(name)
 
+    def defaults(self, name: str) -> dict[str, Any]:
+        """What the class of that name takes for options that are not given. Raises JdmError as `make` does."""
+        known = inspect.signature(self._class(name)).parameters
+        return {key: value.default for key, value in known.items() if value.default not in (value.empty, None)}
+
     def described(self) -> Iterator[tuple[dict[str, str], Any]]:
         """Rows with name, from (the package) and description, each with its class, or None if it is broken."""
         for name, point in sorted(self._entry_points().items()):

@@ -2,7 +2,7 @@
 
 5  cli/                                   words in, words out
 4  recipe*.py  build.py  tinyworld/  comparison/   the only place that knows both recipes and objects
-3  training/  sampling.py  search.py  evaluation/  feedback/   procedures
+3  training/  sampling.py  search.py  evaluation/  export/  feedback/   procedures
 2  families/  controls/  rewards/  data/  things with weights or files, apart from one another
 1  diffusion/  objectives/  weights.py  registry.py   mathematics; a look into a weight file; finding by name
 0  types.py  errors.py  _compat.py        words
@@ -26,6 +26,7 @@ FLOORS = {
     "recipe_sections": 4,
     "recipe_files": 4,
     "build": 4,
+    "build_export": 4,
     "build_quality": 4,
     "build_run": 4,
     "tinyworld": 4,
@@ -34,6 +35,7 @@ FLOORS = {
     "sampling": 3,
     "search": 3,
     "evaluation": 3,
+    "export": 3,
     "feedback": 3,
     "families": 2,
     "controls": 2,

@@ -15,6 +15,7 @@ from jdmctl.cli import (
     distill,
     doctor,
     evaluate,
+    export,
     recipes,
     reward,
     rewards,
@@ -38,6 +39,7 @@ app.command("distill")(distill.distill)
 app.command("sample")(sample.sample)
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(compare.compare)
+app.command("export")(export.export)
 app.add_typer(world.app, name="world")
 app.command("controls")(controls.controls)
 app.command("divergences")(distill.divergences)

@@ -47,7 +47,7 @@ class Studio:
         """
         from jdmctl.build import build_controls, build_student
 
-        recipes = [_recipe_of(folder) for folder in folders]
+        recipes = [recipe_of(folder) for folder in folders]
         branches: dict[str, Path] = {}
         options: dict[str, Any] = {}
         controls: dict[str, Control] = {}
@@ -57,16 +57,16 @@ class Studio:
             for control in recipe.controls:
                 if control.name in branches:
                     raise BadInputError(f"{folder} and another run both have {control.name}", hint=_ONE_STUDENT)
-                branches[control.name] = _finished(folder, recipe, recipe.branch_folders[control.name])
+                branches[control.name] = finished(folder, recipe, recipe.branch_folders[control.name])
                 options[control.name] = control.options
             controls |= build_controls(recipe, device)
         changed = [folder for folder, recipe in zip(folders, recipes, strict=True) if recipe.student_folder]
         if changed and len(folders) > 1:
             raise BadInputError(f"{changed[0]} changed its student, so it cannot be composed", _ONE_STUDENT)
         model, own = recipes[0].model, recipes[0].student_folder
-        lora = _finished(folders[0], recipes[0], own) if own == "student_lora" else None
+        lora = finished(folders[0], recipes[0], own) if own == "student_lora" else None
         if own == "student":
-            model = model.model_copy(update={"student": str(_finished(folders[0], recipes[0], own))})
+            model = model.model_copy(update={"student": str(finished(folders[0], recipes[0], own))})
         family = build_student(model, branches, lora, device)
         return cls(model.student, model.student_time, branches, options, device, family, controls, lora, recipes[0])
 
@@ -150,7 +150,8 @@ class Studio:
 _ONE_STUDENT = "give runs on the same student, each with controls of its own"
 
 
-def _recipe_of(folder: Path) -> Recipe:
+def recipe_of(folder: Path) -> Recipe:
+    """The recipe of a run folder. Raises BadInputError if it is none."""
     from jdmctl.recipe_files import load_recipe
 
     if not (folder / "recipe.yaml").is_file():
@@ -161,7 +162,8 @@ def _recipe_of(folder: Path) -> Recipe:
     return load_recipe(folder)
 
 
-def _finished(run: Path, recipe: Recipe, product: str) -> Path:
+def finished(run: Path, recipe: Recipe, product: str) -> Path:
+    """A product's folder. Raises BadInputError if the run has not written it yet."""
     if not (run / product).is_dir():
         raise BadInputError(
             f"the run in {run} has not finished: there is no {product}",

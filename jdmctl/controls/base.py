@@ -56,6 +56,11 @@ def load_control(name: str, **options: Any) -> Control:
     return _REGISTRY.make(name, options)
 
 
+def control_defaults(name: str) -> dict[str, Any]:
+    """The options that a control of that name has when none are given."""
+    return _REGISTRY.defaults(name)
+
+
 def describe_controls() -> list[dict[str, str]]:
     """One row per control: name, gradient, headline, from (the package) and description."""
     return [

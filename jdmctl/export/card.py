@@ -1,0 +1,179 @@
+"""The model card: what was made of what, how to run it in plain diffusers, what was measured. Nothing is guessed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from jdmctl.evaluation.results import Row, table
+from jdmctl.export.check import condition_argument
+from jdmctl.export.contract import Contract
+from jdmctl.export.products import Product
+
+
+def card(
+    title: str,
+    products: Sequence[Product],
+    snippet: str,
+    measured: str,
+    files: Mapping[str, str],
+    pictures: Sequence[str],
+    base_model: str = "",
+) -> str:
+    """README.md with a front matter for the Hugging Face hub.
+
+    `base_model` is the student's hub name, empty for a local folder; `files` is product -> its single file, `pictures`
+    are paths within the export.
+    """
+    contract = products[0].contract
+    kinds = {product.kind for product in products}
+    tags = ["one-step", "joint-distribution-matching", "jdmctl"]
+    tags += ["controlnet"] if "controlnet" in kinds else []
+    tags += ["lora"] if "student_lora" in kinds else []
+    data = ModelCardData(
+        base_model=base_model or None,
+        library_name="diffusers",
+        license=contract.license or None,
+        pipeline_tag="text-to-image",
+        tags=tags,
+    )
+    held = "\n".join(
+        f"- `{product.name}/`: {_WHAT[product.kind].format(product.contract.control)}" for product in products
+    )
+    held += "".join(f"\n- `{file}`: `{name}/` as one file for other tools" for name, file in files.items())
+    parts = [
+        f"---\n{data.to_yaml()}\n---",
+        f"# {title}",
+        f"Made with jdmctl {contract.jdmctl} for the one-step student `{contract.student}`.",
+        held,
+        "## Use",
+        f"```python\n{snippet}\n```",
+        _tools(files, contract),
+        "## Inference contract",
+        "Other settings than these draw something else. They also stand in the config and in the metadata of the "
+        "safetensors files.",
+        _contract_table(products),
+        "## Measured",
+        measured,
+        *(f"![]({picture})" for picture in pictures),
+        "## Licence",
+        _license(contract),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def snippet(products: Sequence[Product], at: str, student: str) -> str:
+    """Plain diffusers code that draws once; `at` is where the export lies, `student` where its pipeline does."""
+    contract = products[0].contract
+    nets = [product for product in products if product.kind == "controlnet"]
+    scheduler = contract.scheduler["_class_name"]
+    classes = sorted({contract.pipeline, scheduler, *(product.config["_class_name"] for product in nets)})
+    if any(product.kind == "student" for product in products):
+        student = f"{at}/student"
+    lines = ["import torch", f"from diffusers import {', '.join(classes)}"]
+    lines += ["from diffusers.utils import load_image"] if nets else []
+    lines += [""]
+    names = [f"controlnet_{net.contract.control}" if len(nets) > 1 else "controlnet" for net in nets]
+    for name, net in zip(names, nets, strict=True):
+        lines.append(f'{name} = {net.config["_class_name"]}.from_pretrained("{at}", subfolder="{net.name}")')
+    given = f", controlnet={_one_or_list(names)}" if nets else ""
+    lines.append(f'pipe = {contract.pipeline}.from_pretrained("{student}"{given})')
+    lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
+    if any(product.kind == "student_lora" for product in products):
+        lines.append(f'pipe.load_lora_weights("{at}", subfolder="student_lora")')
+    arguments = ['"a prompt"']
+    if nets:
+        maps = [f'load_image("{net.contract.control}.png")' for net in nets]
+        arguments.append(f"{condition_argument(contract)}={_one_or_list(maps)}")
+    arguments += [f"{key}={value}" for key, value in contract.call.items()]
+    arguments.append("generator=torch.Generator().manual_seed(0)")
+    lines += ["image = pipe(", *(f"    {argument}," for argument in arguments), ").images[0]"]
+    return "\n".join(lines)
+
+
+def measured_rows(rows: Sequence[Row], run: str) -> str:
+    """The rows of a results file that were measured on this run, with the commands that give them again."""
+    own = [row for row in rows if run in {Path(word).name for word in row.command.split()}]
+    commands = "\n".join(f"    {command}" for command in dict.fromkeys(row.command for row in own))
+    setups = "\n".join(f"- {setup}" for setup in dict.fromkeys(row.setup for row in own) if setup)
+    return f"{table(own)}\n\nValue [95 % interval], by\n\n{commands}\n\n{setups}" if own else ""
+
+
+def measured_in_training(metrics: Path) -> str:
+    """The best validation of a run's metrics.jsonl, whose weights are the ones that it left; or `not measured`."""
+    records = []
+    if metrics.is_file():
+        records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    last = records[-1]["stage"] if records else ""
+    looks = [r for r in records if r["event"] == "validation" and r["stage"] == last and r["step"] > 0]
+    if not looks:
+        return "Not measured."
+    best = max(looks, key=lambda record: record["score"])
+    told = "\n".join(f"- {name}: {value:.4f}" for name, value in best["adherence"].items())
+    return (
+        f"On held-out test pictures: not measured. While it trained, on the validation samples that chose these "
+        f"weights (step {best['step']} of {last}), which flatters them a little:\n\n{told}"
+    )
+
+
+_WHAT = {
+    "controlnet": "control branch for {}",
+    "student_lora": "LoRA of the student",
+    "student": "the student itself, a whole pipeline",
+}
+
+
+def _one_or_list(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else f"[{', '.join(words)}]"
+
+
+def _tools(files: Mapping[str, str], contract: Contract) -> str:
+    if not files:
+        return ""
+    return (
+        f"In ComfyUI and A1111: 1 step, CFG scale 1, sampler LCM, control strength 1, {_size(contract)}; "
+        f"the sampler must call the network at timestep {contract.timestep}."
+    )
+
+
+def _contract_table(products: Sequence[Product]) -> str:
+    contract = products[0].contract
+    rows: dict[str, Any] = {
+        "student": f"`{contract.student}`",
+        "diffusers pipeline": f"`{contract.pipeline}`",
+        "steps": 1,
+        "timestep": contract.timestep,
+        "scheduler": f"`{contract.scheduler['_class_name']}`",
+        **{key.replace("_", " "): value for key, value in contract.call.items() if key != "num_inference_steps"},
+        "prediction": contract.prediction,
+        "size": _size(contract),
+    }
+    for product in products:
+        if product.kind == "controlnet":
+            options = ", ".join(f"{key} {value}" for key, value in product.contract.extractor.items())
+            rows[f"condition of `{product.name}`"] = product.contract.control + (f" ({options})" if options else "")
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items() if value)])
+
+
+def _size(contract: Contract) -> str:
+    size = contract.resolution_px
+    return f"{size} x {size} px" if size else "the size that the student was made for"
+
+
+def _license(contract: Contract) -> str:
+    if contract.license:
+        return f"The student's: {contract.license}. These weights were made from it, and its terms go on to them."
+    return (
+        f"Not known here. These weights were made from `{contract.student}`, and its terms go on to them: read them "
+        "before you share or use these."
+    )
+
+
+def read_license(front_matter: Mapping[str, Any]) -> str:
+    """Licence that a model card tells: its name where it is `other`."""
+    license = str(front_matter.get("license") or "")
+    return str(front_matter.get("license_name") or license) if license == "other" else license

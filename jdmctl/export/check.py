@@ -1,0 +1,106 @@
+"""Exported files drawn with in a fresh process by plain diffusers, and compared with what the run draws."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jdmctl.errors import JdmError
+from jdmctl.export import plain
+from jdmctl.export.contract import Contract
+from jdmctl.export.products import LORA_FILE, Product
+
+LIMIT = 1 / 255  # what a picture of 8 bits cannot show
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the run itself draws, with exported precision, in float32."""
+
+    student: str  # folder or hub name of the pipeline that the run was made on
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    condition: Tensor | None  # [1, 3, H, W] in [0, 1], the same for every control
+    images: Tensor  # [B, 3, H, W] in [0, 1]
+    device: str = "cpu"
+
+
+def differences(
+    exported: Path, products: Sequence[Product], files: Mapping[str, str], reference: Reference
+) -> dict[str, float]:
+    """Largest difference to the reference, in [0, 1], for the folders and, if there are any, for the single files.
+
+    `files` is product -> its single file's name within the export.
+
+    Raises:
+        JdmError: plain diffusers cannot draw with them.
+    """
+    contract = products[0].contract
+    variants = {"folders": _variant(exported, products, {}, reference)}
+    if files:
+        variants["single files"] = _variant(exported, products, files, reference)
+    with tempfile.TemporaryDirectory() as scratch:
+        condition, output = Path(scratch, "condition.npy"), Path(scratch, "drawn.npz")
+        if reference.condition is not None:
+            np.save(condition, reference.condition.numpy())
+        job = {
+            "pipeline": contract.pipeline,
+            "scheduler": contract.scheduler,
+            "timestep": contract.timestep,
+            "call": contract.call,
+            "condition": str(condition) if reference.condition is not None else None,
+            "condition_argument": condition_argument(contract),
+            "prompts": list(reference.prompts),
+            "seeds": list(reference.seeds),
+            "device": reference.device,
+            "variants": variants,
+            "output": str(output),
+        }
+        _run(job, Path(scratch, "job.json"))
+        with np.load(output) as drawn:
+            theirs = {name: torch.from_numpy(drawn[name]).permute(0, 3, 1, 2) for name in variants}
+    return {name: (images - reference.images).abs().max().item() for name, images in theirs.items()}
+
+
+def condition_argument(contract: Contract) -> str:
+    """What a pipeline calls its condition: `image`, or `control_image` where that means something else."""
+    import diffusers
+
+    known = inspect.signature(getattr(diffusers, contract.pipeline).__call__).parameters
+    return "control_image" if "control_image" in known else "image"
+
+
+def _variant(
+    exported: Path, products: Sequence[Product], files: Mapping[str, str], reference: Reference
+) -> dict[str, Any]:
+    student, lora, nets = reference.student, None, []
+    for product in products:
+        folder = exported / product.name
+        file = exported / files[product.name] if product.name in files else None
+        if product.kind == "controlnet":
+            nets.append({"folder": str(folder)} | ({"file": str(file)} if file else {}))
+        elif product.kind == "student_lora":
+            lora = str(file or folder / LORA_FILE)
+        else:
+            student = str(folder)
+    return {"student": student, "controlnets": nets, "lora": lora}
+
+
+def _run(job: Mapping[str, Any], file: Path) -> None:
+    file.write_text(json.dumps(job), encoding="utf-8")
+    command = [sys.executable, "-P", plain.__file__, str(file)]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise JdmError(f"plain diffusers cannot draw with what was exported: {last}", hint="--no-check skips this")

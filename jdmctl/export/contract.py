@@ -1,0 +1,100 @@
+"""What weights must be called with to give what they were trained to give, kept inside of the weights' own files.
+
+A one-step student at another timestep, under another scheduler or with guidance draws grey or garbage, and nothing in a
+diffusers folder says so. The contract stands in `config.json` or `model_index.json` under a key with an underscore,
+which diffusers reads over in silence, and in the metadata of the safetensors files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from jdmctl.errors import BadInputError
+from jdmctl.weights import require_safetensors
+
+CONFIG_KEY = "_jdmctl"
+METADATA_KEY = "jdmctl_contract"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """How to draw with exported weights: once, from pure noise, at the student's own time."""
+
+    student: str  # hub name, or name of the folder, of the pipeline that these weights belong to
+    pipeline: str  # diffusers class to draw with
+    timestep: int  # of the one call
+    scheduler: dict[str, Any]  # diffusers config, _class_name included
+    call: dict[str, Any]  # arguments of the pipeline beside prompt, condition and generator
+    prediction: str = ""  # what the network predicts, in diffusers' words
+    resolution_px: int | None = None  # width and height that it was trained at, where known
+    beside: tuple[str, ...] = ()  # what was trained together with it and must be loaded too
+    control: str = ""  # for a control branch: what it obeys
+    extractor: dict[str, Any] = field(default_factory=dict)  # parameters of what makes its condition
+    license: str = ""  # of the student's weights, where known
+    jdmctl: str = ""  # version that wrote it
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str) -> Contract:
+        """Raises BadInputError for what is no contract; keys of later versions are read over."""
+        known = (
+            {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
+            if isinstance(values, dict)
+            else {}
+        )
+        try:
+            return cls(**known | {"beside": tuple(known.get("beside", ()))})
+        except TypeError as reason:
+            raise BadInputError(f"the contract in {source} is not whole: {reason}", hint="export it again") from reason
+
+
+def one_step_scheduler(own: Mapping[str, Any], timestep: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scheduler config and call arguments that make one step from pure noise at `timestep`.
+
+    Rectified flows keep their own scheduler. Others get an LCMScheduler on the student's own noise levels, whose
+    single step returns x0 as predicted; DDIM's ends at the first noise level instead (set_alpha_to_one: false), and
+    Euler's scales the noise.
+    """
+    import diffusers
+
+    name = own["_class_name"] if str(own["_class_name"]).startswith("FlowMatch") else "LCMScheduler"
+    scheduler = getattr(diffusers, name).from_config(dict(own))
+    config = {"_class_name": name} | {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    scheduler.set_timesteps(1)
+    if [round(float(t)) for t in scheduler.timesteps] == [timestep]:
+        return config, {"num_inference_steps": 1}
+    return config, {"num_inference_steps": 1, "timesteps": [timestep]}
+
+
+def metadata(contract: Contract) -> dict[str, str]:
+    """For a safetensors file."""
+    return {METADATA_KEY: json.dumps(contract.to_dict())}
+
+
+def contract_of(path: str | Path) -> Contract:
+    """The contract of an exported folder or safetensors file.
+
+    Raises:
+        BadInputError: there is none, or it is not whole.
+        MissingWeightsError: `path` is neither a folder nor a safetensors file.
+    """
+    from safetensors import safe_open
+
+    path = Path(path)
+    for name in ("config.json", "model_index.json"):
+        if (path / name).is_file():
+            config = json.loads((path / name).read_text(encoding="utf-8"))
+            if CONFIG_KEY in config:
+                return Contract.from_dict(config[CONFIG_KEY], str(path / name))
+    for file in [] if (path / "model_index.json").is_file() else require_safetensors(path):
+        with safe_open(file, framework="np") as opened:
+            text = (opened.metadata() or {}).get(METADATA_KEY)
+        if text:
+            return Contract.from_dict(json.loads(text), str(file))
+    raise BadInputError(f"{path} carries no contract", hint="jdmctl export RUN --output FOLDER   writes one")
