@@ -43,7 +43,7 @@ def test_help_loads_nothing_heavy():
     assert not modules_after("--help") & set(HEAVY)
 
 
-@pytest.mark.parametrize("command", ["add-control", "recipes", "reward", "rewards", "sample", "world"])
+@pytest.mark.parametrize("command", ["add-control", "export", "recipes", "reward", "rewards", "sample", "world"])
 def test_help_of_a_command_loads_nothing_heavy(command):
     """Typer itself reads a command's options by pydantic."""
     assert not modules_after(command, "--help") & (set(HEAVY) - {"pydantic"})
@@ -63,6 +63,7 @@ def test_help_names_every_command(jdmctl):
         "sample",
         "eval",
         "compare",
+        "export",
         "divergences",
         "world",
         "recipes",

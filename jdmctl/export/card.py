@@ -135,8 +135,8 @@ def _tools(files: Mapping[str, str], contract: Contract) -> str:
     if not files:
         return ""
     return (
-        f"In ComfyUI and A1111: 1 step, CFG scale 1, sampler LCM, control strength 1, {_size(contract)}; "
-        f"the sampler must call the network at timestep {contract.timestep}."
+        f"In ComfyUI and A1111: 1 step, CFG scale 1, control strength 1, {_size(contract)}; the sampler must "
+        f"call the network once, at timestep {contract.timestep}, on pure noise."
     )
 
 

@@ -1,0 +1,270 @@
+"""`jdmctl export`: what a run left, with what it needs inside, for other tools."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    LCMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_sd import random_pipeline
+
+import jdmctl.export.check
+from jdmctl.build import build_roles, build_student, prepare_student
+from jdmctl.build_export import build_reference
+from jdmctl.cli import app as cli
+from jdmctl.errors import BadInputError
+from jdmctl.evaluation.results import Row, write
+from jdmctl.export.contract import CONFIG_KEY, contract_of, one_step_scheduler
+from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
+from jdmctl.sampling import draw
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory):
+    """A student whose sizes other tools can hold: an 8x VAE, 64 channels a head, 32 norm groups."""
+    folder = tmp_path_factory.mktemp("standard")
+    torch.manual_seed(0)
+    pipeline = random_pipeline(folder / "tokenizer-source")
+    vae = AutoencoderKL(
+        block_out_channels=[8] * 4,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(64, 128),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=(1, 2),
+    )
+    pipeline.register_modules(
+        vae=vae, unet=unet, scheduler=LCMScheduler.from_config(pipeline.scheduler.config, prediction_type="epsilon")
+    )
+    pipeline.save_pretrained(folder / "student")
+    (folder / "student" / "README.md").write_text("---\nlicense: openrail++\n---\n# a student\n")
+    return folder / "student"
+
+
+def finished_run(folder: Path, student: Path, trainable: str = "frozen", controls: Sequence[str] = ("canny",)) -> Path:
+    """What a run would leave, its branches and LoRA filled with numbers that matter."""
+    values = {
+        "name": "mine",
+        "model": {"teacher": str(student), "student": str(student)},
+        "controls": [{"name": name} for name in controls],
+        "student": {"trainable": trainable, "rank": 3},
+        "data": {"source": "images", "path": "photos"},
+    }
+    recipe = parse_recipe(values)
+    family = build_roles(recipe, "cpu")
+    prepare_student(recipe, family)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in family.student.named_parameters():
+            if "controlnet_" in name or "lora_B" in name or (trainable == "full" and name.endswith("conv_out.weight")):
+                parameter.normal_(0, 0.1, generator=generator)
+    for name, product in recipe.branch_folders.items():
+        family.save_control_branch(name, folder / product)
+    if recipe.student_folder:
+        save = family.save_student if trainable == "full" else family.save_student_lora
+        save(folder / recipe.student_folder)
+    (folder / "recipe.yaml").write_text(to_yaml(recipe))
+    return folder
+
+
+@pytest.fixture
+def jdmctl_command(monkeypatch, capsys):
+    """Runs a command in this process; returns exit code, stdout and stderr."""
+
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return run
+
+
+def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jdmctl_command):
+    """In a process without jdmctl: diffusers' own readers of the original ControlNet layout and of kohya's keys."""
+    run = finished_run(tmp_path / "run", standard, "lora", ("canny", "softedge"))
+    out = tmp_path / "out"
+    code, text, _ = jdmctl_command(
+        "export", run, "--output", out, "--format", "comfyui", "--format", "kohya", "--dtype", "bf16", "--json"
+    )
+    assert code == 0
+    record = json.loads(text)
+    assert record["largest_difference"].keys() == {"folders", "single files"}
+    assert max(record["largest_difference"].values()) <= 1 / 255
+    assert record["single_files"] == {
+        "student_lora": "lora.safetensors",
+        "controlnet-canny": "controlnet-canny.safetensors",
+        "controlnet-softedge": "controlnet-softedge.safetensors",
+    }
+    lora = load_file(out / "lora.safetensors")
+    assert lora["lora_unet_conv_in.alpha"] == lora["lora_unet_conv_in.lora_down.weight"].shape[0] == 3
+    assert lora["lora_unet_conv_in.lora_up.weight"].dtype == torch.bfloat16
+
+    recipe = load_recipe(run)
+    reference = build_reference(recipe, run, torch.bfloat16, "cpu")
+    branches = {name: run / folder for name, folder in recipe.branch_folders.items()}
+    without_lora = build_student(recipe.model, branches)
+    maps = reference.condition.expand(2, -1, -1, -1)
+    for asked in ({}, {"canny": maps}, {"canny": maps, "softedge": maps}):  # each part of the export does something
+        other = draw(without_lora, reference.prompts, reference.seeds, asked)
+        assert (other - reference.images).abs().max() > 10 / 255
+
+    contract = contract_of(out / "controlnet-canny.safetensors")
+    assert contract == contract_of(out / "controlnet-canny")
+    assert contract.control == "canny" and contract.extractor == {"low": 100, "high": 200}
+    assert contract.beside == ("student_lora", "controlnet-softedge")
+    assert (contract.student, contract.license) == ("student", "openrail++")
+    assert (contract.timestep, contract.resolution_px, contract.prediction) == (999, 64, "epsilon")
+    assert contract_of(out / "student_lora").call["guidance_scale"] == 1.0
+
+
+@pytest.fixture
+def exported(tiny_folders, tmp_path, monkeypatch, jdmctl_command):
+    run = finished_run(tmp_path / "run", tiny_folders[1])
+    monkeypatch.chdir(tmp_path)
+    assert jdmctl_command("export", run, "-o", "out", "--no-check")[0] == 0
+    return run
+
+
+def test_diffusers_reads_over_the_contract_in_silence(exported, tiny_folders, tmp_path, caplog):
+    """No `config attributes were passed ... but are not expected`, which frightens; also for a whole pipeline."""
+    student = finished_run(tmp_path / "whole", tiny_folders[1], "full", ())
+    index = student / "student" / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {CONFIG_KEY: contract_of("out/controlnet").to_dict()}))
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)
+    try:
+        branch = ControlNetModel.from_pretrained("out/controlnet")
+        StableDiffusionPipeline.from_pretrained(student / "student")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert CONFIG_KEY in json.loads(Path("out/controlnet/config.json").read_text())
+    assert branch.config.block_out_channels == [16, 32]
+
+
+def test_the_card_tells_what_is_known_and_its_code_runs(exported, tiny_folders, tmp_path):
+    """The code draws the very picture that the run draws; what was not measured is not told."""
+    text = Path("out/README.md").read_text()
+    front = text.split("---")[1]
+    assert "library_name: diffusers" in front and "- controlnet" in front
+    assert "license:" not in front and "base_model:" not in front  # not known, and no hub name
+    assert "Not measured." in text and "canny (low 100, high 200)" in text and "Not known here." in text
+
+    Path("student").symlink_to(tiny_folders[1])
+    torch.manual_seed(5)
+    condition = (torch.rand(3, 64, 64) > 0.8).float()
+    pixels = (condition * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save("canny.png")
+    scope: dict = {}
+    exec(text.split("```python\n")[1].split("```")[0].replace('"./student"', '"student"'), scope)
+    family = build_roles(load_recipe(exported), "cpu")
+    family.add_control_branch("canny", exported / "controlnet").eval()
+    ours = draw(family, ["a prompt"], [0], {"canny": condition[None]})[0]
+    theirs = torch.tensor(list(scope["image"].getdata())).reshape(64, 64, 3).permute(2, 0, 1) / 255
+    assert (ours - theirs).abs().max() <= 1 / 255
+    assert isinstance(scope["pipe"], StableDiffusionControlNetPipeline)
+
+
+def test_measured_numbers_come_from_rows_of_this_run_only(exported, jdmctl_command):
+    row = Row("tiny", "canny", "jdm", 1, "canny f1", 0.8, 0.7, 0.9, [0], 500, "jdmctl eval runs/run --split test", "s")
+    other = Row("tiny", "canny", "dsm", 1, "canny f1", 0.5, 0.4, 0.6, [0], 500, "jdmctl eval runs/run-2", "s")
+    write(Path("rows.json"), [row, other])
+    export = ("export", exported, "--no-check", "--results", "rows.json", "-o")
+    assert jdmctl_command(*export, "measured")[0] == 0
+    text = Path("measured/README.md").read_text()
+    assert "0.8 [0.7, 0.9]" in text and "0.5 [0.4, 0.6]" not in text and row.command in text
+    write(Path("rows.json"), [other])
+    code, _, error = jdmctl_command(*export, "nothing")
+    assert code == 1 and "has no row whose command names run" in error and not Path("nothing").exists()
+
+
+def test_what_a_tool_cannot_hold_is_refused_before_anything_is_written(exported, jdmctl_command):
+    """The random world's VAE shrinks 4 times, like the embedded world's; ControlNet's hint block shrinks 8 times."""
+    code, _, error = jdmctl_command("export", exported, "-o", "single", "--format", "comfyui", "--format", "kohya")
+    assert code == 1 and not Path("single").exists()
+    assert "makes a condition 4 times smaller" in error and "kohya: it is a format for LoRAs" in error
+
+
+def test_only_an_export_is_replaced_and_only_by_force(exported, jdmctl_command):
+    again = ("export", exported, "--no-check", "-o")
+    assert "already there" in jdmctl_command(*again, "out")[2]
+    assert jdmctl_command(*again, "out", "--force")[0] == 0
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    code, _, error = jdmctl_command(*again, "mine", "--force")
+    assert code == 1 and "is no export" in error and Path("mine/thesis.txt").exists()
+
+
+def test_an_export_that_draws_something_else_is_not_written(exported, jdmctl_command, monkeypatch):
+    monkeypatch.setattr(jdmctl.export.check, "differences", lambda *_: {"folders": 0.5})
+    code, _, error = jdmctl_command("export", exported, "-o", "wrong", "--check")
+    assert code == 1 and "folders by 127.5/255" in error and not Path("wrong").exists()
+
+
+def test_a_run_that_has_not_finished_names_how_to_go_on(exported, jdmctl_command):
+    (exported / "controlnet").rename(exported / "gone")
+    code, _, error = jdmctl_command("export", exported, "-o", "wrong")
+    assert code == 1 and f"jdmctl add-control {exported} --resume" in error
+
+
+def test_too_large_for_fp16(exported, jdmctl_command):
+    """65504 is the largest number of fp16: it would become infinite."""
+    net = ControlNetModel.from_pretrained(exported / "controlnet")
+    with torch.no_grad():
+        net.conv_in.bias[0] = 1e6
+    net.save_pretrained(exported / "controlnet")
+    code, _, error = jdmctl_command("export", exported, "-o", "half", "--no-check", "--dtype", "fp16")
+    assert code == 1 and "conv_in.bias is too large for fp16" in error and not Path("half").exists()
+
+
+def test_a_whole_student_and_what_was_not_trained_keeps_its_precision(tiny_folders, tmp_path, jdmctl_command):
+    run = finished_run(tmp_path / "run", tiny_folders[1], "full", ())
+    assert jdmctl_command("export", run, "-o", tmp_path / "out", "--dtype", "bf16", "--no-check")[0] == 0
+    folder = tmp_path / "out" / "student"
+    assert contract_of(folder).pipeline == "StableDiffusionPipeline"
+    assert load_file(folder / "unet/diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype == torch.bfloat16
+    assert (
+        load_file(folder / "vae/diffusion_pytorch_model.safetensors")["decoder.conv_in.weight"].dtype == torch.float32
+    )
+    assert 'from_pretrained("' + str(tmp_path / "out/student") in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_student_with_a_time_of_its_own_is_told_by_timesteps():
+    """One step of an LCMScheduler is at 999, whatever the spacing; another time must be asked for."""
+    ddim = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "prediction_type": "v_prediction"}
+    config, call = one_step_scheduler(ddim | {"timestep_spacing": "trailing"}, 999)
+    assert config["_class_name"] == "LCMScheduler" and config["prediction_type"] == "v_prediction"
+    assert call == {"num_inference_steps": 1}
+    assert one_step_scheduler(ddim, 399)[1] == {"num_inference_steps": 1, "timesteps": [399]}
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+    config, call = one_step_scheduler(flow, 1000)
+    assert config["_class_name"] == flow["_class_name"] and call == {"num_inference_steps": 1}
+
+
+def test_no_contract(tiny_folders):
+    with pytest.raises(BadInputError, match="carries no contract"):
+        contract_of(tiny_folders[1])
