@@ -17,7 +17,7 @@ from jdmctl.controls.base import control_defaults
 from jdmctl.errors import BadInputError
 from jdmctl.export.card import read_license
 from jdmctl.export.check import Reference
-from jdmctl.export.contract import Contract, one_step_scheduler
+from jdmctl.export.contract import Contract, is_flow, one_step_scheduler
 from jdmctl.export.products import Kind, Product
 from jdmctl.families.folders import read_config
 from jdmctl.recipe import Recipe
@@ -27,15 +27,15 @@ _PROMPT, _SEEDS = "", (0, 7)
 
 
 def student_source(recipe: Recipe) -> str:
-    """Folder or hub name of the pipeline that a run's products belong to."""
-    is_new = not recipe.model.student
-    return resolve(recipe.model.teacher, "teacher") if is_new else resolve(recipe.model.student, "student")
+    """Folder or hub name of the pipeline that a run started from: its student, or the teacher of a new one."""
+    model = recipe.model
+    return resolve(model.student, "student") if model.student else resolve(model.teacher, "teacher")
 
 
 def hub_name(recipe: Recipe) -> str:
-    """The student's name on the hub, or nothing where it is a folder."""
+    """On the hub, of the pipeline that a run started from; nothing where that is a folder."""
     source = student_source(recipe)
-    return "" if Path(source).exists() or recipe.student_folder == "student" else source
+    return "" if Path(source).exists() else source
 
 
 def student_address(recipe: Recipe) -> str:
@@ -68,8 +68,10 @@ def build_products(recipe: Recipe, run: Path, license: str = "") -> list[Product
         values = contract.to_dict() | {"beside": tuple(other for other in folders if other != folder)}
         if folder in of_control:
             name = of_control[folder]
-            options = next(control.options for control in recipe.controls if control.name == name)
-            values |= {"control": name, "extractor": control_defaults(name) | options}
+            control = next(control for control in recipe.controls if control.name == name)
+            values |= {"control": name, "extractor": control_defaults(name) | control.options}
+            if control.init not in ("student", "dsm"):
+                values["made_from"] = (*contract.made_from, _public_name(control.init))
         products.append(Product(run / folder, kind, Contract(**values)))
     return products
 
@@ -100,21 +102,22 @@ def _contract(recipe: Recipe, source: str, license: str) -> Contract:
         read_config(source, "scheduler", "scheduler_config.json"),
     )
     steps, time = own.get("num_train_timesteps", 1000), recipe.model.student_time
-    is_flow = str(own["_class_name"]).startswith("FlowMatch")
-    timestep = round(time * (steps if is_flow else steps - 1))
+    timestep = round(time * (steps if is_flow(own) else steps - 1))
+    origin = _public_name(recipe.model.student or recipe.model.teacher)
     scheduler, call = one_step_scheduler(own, timestep)
     call |= {"guidance_scale": 1.0}
     if recipe.controls:
         call |= {"controlnet_conditioning_scale": 1.0}
     return Contract(
-        student=_public_name(recipe.model.student or recipe.name),
+        student=recipe.name if recipe.student_folder == "student" else origin,
+        made_from=(origin,),
         pipeline=_pipeline(index["_class_name"], bool(recipe.controls)),
         timestep=timestep,
         scheduler=scheduler,
         call=call,
-        prediction="flow" if is_flow else own.get("prediction_type", "epsilon"),
+        prediction="flow" if is_flow(own) else own.get("prediction_type", "epsilon"),
         resolution_px=_resolution(source, index),
-        license=license or _license(source),
+        license=license or _license(student_source(recipe)),
         jdmctl=__version__,
     )
 

@@ -103,12 +103,13 @@ def jdmctl_command(monkeypatch, capsys):
     return run
 
 
-def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jdmctl_command):
+def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jdmctl_command, monkeypatch):
     """In a process without jdmctl: diffusers' own readers of the original ControlNet layout and of kohya's keys."""
     run = finished_run(tmp_path / "run", standard, "lora", ("canny", "softedge"))
-    out = tmp_path / "out"
+    monkeypatch.chdir(tmp_path)
+    out = Path("out")
     code, text, _ = jdmctl_command(
-        "export", run, "--output", out, "--format", "comfyui", "--format", "kohya", "--dtype", "bf16", "--json"
+        "export", "run", "--output", out, "--format", "comfyui", "--format", "kohya", "--dtype", "bf16", "--json"
     )
     assert code == 0
     record = json.loads(text)
@@ -136,7 +137,7 @@ def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jd
     assert contract == contract_of(out / "controlnet-canny")
     assert contract.control == "canny" and contract.extractor == {"low": 100, "high": 200}
     assert contract.beside == ("student_lora", "controlnet-softedge")
-    assert (contract.student, contract.license) == ("student", "openrail++")
+    assert (contract.student, contract.made_from, contract.license) == ("student", ("student",), "openrail++")
     assert (contract.timestep, contract.resolution_px, contract.prediction) == (999, 64, "epsilon")
     assert contract_of(out / "student_lora").call["guidance_scale"] == 1.0
 
@@ -172,7 +173,7 @@ def test_the_card_tells_what_is_known_and_its_code_runs(exported, tiny_folders, 
     front = text.split("---")[1]
     assert "library_name: diffusers" in front and "- controlnet" in front
     assert "license:" not in front and "base_model:" not in front  # not known, and no hub name
-    assert "Not measured." in text and "canny (low 100, high 200)" in text and "Not known here." in text
+    assert "Not measured." in text and "canny (low 100, high 200)" in text and "Not known here:" in text
 
     Path("student").symlink_to(tiny_folders[1])
     torch.manual_seed(5)
@@ -245,7 +246,9 @@ def test_a_whole_student_and_what_was_not_trained_keeps_its_precision(tiny_folde
     run = finished_run(tmp_path / "run", tiny_folders[1], "full", ())
     assert jdmctl_command("export", run, "-o", tmp_path / "out", "--dtype", "bf16", "--no-check")[0] == 0
     folder = tmp_path / "out" / "student"
-    assert contract_of(folder).pipeline == "StableDiffusionPipeline"
+    contract = contract_of(folder)
+    assert (contract.pipeline, contract.student) == ("StableDiffusionPipeline", "mine")
+    assert contract.made_from == (tiny_folders[1].name,)
     assert load_file(folder / "unet/diffusion_pytorch_model.safetensors")["conv_in.weight"].dtype == torch.bfloat16
     assert (
         load_file(folder / "vae/diffusion_pytorch_model.safetensors")["decoder.conv_in.weight"].dtype == torch.float32
@@ -261,8 +264,9 @@ def test_a_student_with_a_time_of_its_own_is_told_by_timesteps():
     assert call == {"num_inference_steps": 1}
     assert one_step_scheduler(ddim, 399)[1] == {"num_inference_steps": 1, "timesteps": [399]}
     flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-    config, call = one_step_scheduler(flow, 1000)
-    assert config["_class_name"] == flow["_class_name"] and call == {"num_inference_steps": 1}
+    assert one_step_scheduler(flow, 1000) == (flow, {"num_inference_steps": 1})
+    with pytest.raises(BadInputError, match="pure noise only"):
+        one_step_scheduler(flow, 750)
 
 
 def test_no_contract(tiny_folders):

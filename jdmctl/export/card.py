@@ -26,8 +26,8 @@ def card(
 ) -> str:
     """README.md with a front matter for the Hugging Face hub.
 
-    `base_model` is the student's hub name, empty for a local folder; `files` is product -> its single file, `pictures`
-    are paths within the export.
+    `base_model` is the hub name of what it was made from, empty for a local folder; `files` is product -> its single
+    file, `pictures` are paths within the export.
     """
     contract = products[0].contract
     kinds = {product.kind for product in products}
@@ -48,7 +48,7 @@ def card(
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {title}",
-        f"Made with jdmctl {contract.jdmctl} for the one-step student `{contract.student}`.",
+        f"Made with jdmctl {contract.jdmctl} {_of(products)}.",
         held,
         "## Use",
         f"```python\n{snippet}\n```",
@@ -61,7 +61,7 @@ def card(
         measured,
         *(f"![]({picture})" for picture in pictures),
         "## Licence",
-        _license(contract),
+        _license(products),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -164,12 +164,19 @@ def _size(contract: Contract) -> str:
     return f"{size} x {size} px" if size else "the size that the student was made for"
 
 
-def _license(contract: Contract) -> str:
-    if contract.license:
-        return f"The student's: {contract.license}. These weights were made from it, and its terms go on to them."
+def _of(products: Sequence[Product]) -> str:
+    contract = products[0].contract
+    is_new = any(product.kind == "student" for product in products)
+    return f"from `{contract.made_from[0]}`" if is_new else f"for the one-step student `{contract.student}`"
+
+
+def _license(products: Sequence[Product]) -> str:
+    first, *others = dict.fromkeys(name for product in products for name in product.contract.made_from)
+    known = products[0].contract.license
+    told = f"{known}, that of `{first}`" if known else f"Not known here: it is that of `{first}`"
+    also = "".join(f" and of `{name}`" for name in others)
     return (
-        f"Not known here. These weights were made from `{contract.student}`, and its terms go on to them: read them "
-        "before you share or use these."
+        f"{told}{also}, from which these weights were made. Its terms go on to them: read them before you share these."
     )
 
 

@@ -100,7 +100,7 @@ def _variant(
 def _run(job: Mapping[str, Any], file: Path) -> None:
     file.write_text(json.dumps(job), encoding="utf-8")
     command = [sys.executable, "-P", plain.__file__, str(file)]
-    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise JdmError(f"plain diffusers cannot draw with what was exported: {last}", hint="--no-check skips this")

@@ -25,6 +25,7 @@ class Contract:
     """How to draw with exported weights: once, from pure noise, at the student's own time."""
 
     student: str  # hub name, or name of the folder, of the pipeline that these weights belong to
+    made_from: tuple[str, ...]  # models whose weights these started as: their licences go on to them
     pipeline: str  # diffusers class to draw with
     timestep: int  # of the one call
     scheduler: dict[str, Any]  # diffusers config, _class_name included
@@ -34,7 +35,7 @@ class Contract:
     beside: tuple[str, ...] = ()  # what was trained together with it and must be loaded too
     control: str = ""  # for a control branch: what it obeys
     extractor: dict[str, Any] = field(default_factory=dict)  # parameters of what makes its condition
-    license: str = ""  # of the student's weights, where known
+    license: str = ""  # of the first that it was made from, where known
     jdmctl: str = ""  # version that wrote it
 
     def to_dict(self) -> dict[str, Any]:
@@ -43,13 +44,10 @@ class Contract:
     @classmethod
     def from_dict(cls, values: Any, source: str) -> Contract:
         """Raises BadInputError for what is no contract; keys of later versions are read over."""
-        known = (
-            {name: values[name] for name in (f.name for f in fields(cls)) if name in values}
-            if isinstance(values, dict)
-            else {}
-        )
+        given = values if isinstance(values, dict) else {}
+        known = {field.name: given[field.name] for field in fields(cls) if field.name in given}
         try:
-            return cls(**known | {"beside": tuple(known.get("beside", ()))})
+            return cls(**known | {name: tuple(known[name]) for name in ("made_from", "beside") if name in known})
         except TypeError as reason:
             raise BadInputError(f"the contract in {source} is not whole: {reason}", hint="export it again") from reason
 
@@ -60,16 +58,30 @@ def one_step_scheduler(own: Mapping[str, Any], timestep: int) -> tuple[dict[str,
     Rectified flows keep their own scheduler. Others get an LCMScheduler on the student's own noise levels, whose
     single step returns x0 as predicted; DDIM's ends at the first noise level instead (set_alpha_to_one: false), and
     Euler's scales the noise.
-    """
-    import diffusers
 
-    name = own["_class_name"] if str(own["_class_name"]).startswith("FlowMatch") else "LCMScheduler"
-    scheduler = getattr(diffusers, name).from_config(dict(own))
-    config = {"_class_name": name} | {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
+    Raises:
+        BadInputError: a rectified flow that does not start from pure noise, for which schedulers shift times their way.
+    """
+    from diffusers import LCMScheduler
+
+    if is_flow(own):
+        if timestep != own.get("num_train_timesteps", 1000):
+            raise BadInputError(
+                f"a rectified flow's one step is exported from pure noise only, not from timestep {timestep}",
+                hint="set model.student_time: 1 if that is what the student was made for",
+            )
+        return dict(own), {"num_inference_steps": 1}
+    scheduler = LCMScheduler.from_config(dict(own))
+    config = {"_class_name": "LCMScheduler"} | {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     scheduler.set_timesteps(1)
     if [round(float(t)) for t in scheduler.timesteps] == [timestep]:
         return config, {"num_inference_steps": 1}
     return config, {"num_inference_steps": 1, "timesteps": [timestep]}
+
+
+def is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's config is that of a rectified flow."""
+    return str(scheduler["_class_name"]).startswith("FlowMatch")
 
 
 def metadata(contract: Contract) -> dict[str, str]:

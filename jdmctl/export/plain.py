@@ -39,7 +39,7 @@ def main(job_file):
     drawn = {}
     for name, variant in job["variants"].items():
         parts = {}
-        nets = [_controlnet(diffusers, **given) for given in variant["controlnets"]]
+        nets = [read_controlnet(diffusers, **given) for given in variant["controlnets"]]
         if nets:
             parts["controlnet"] = nets[0] if len(nets) == 1 else nets
         pipe = getattr(diffusers, job["pipeline"]).from_pretrained(
@@ -64,7 +64,7 @@ def main(job_file):
     np.savez(job["output"], **drawn)
 
 
-def _controlnet(diffusers, folder, file=None):
+def read_controlnet(diffusers, folder, file=None):
     """From a folder, or from a single file by diffusers' own converter of the original layout."""
     config = json.loads(open(f"{folder}/config.json", encoding="utf-8").read())
     kind = getattr(diffusers, config["_class_name"])
