@@ -2,14 +2,13 @@
 
 import json
 
-import diffusers
 import pytest
 import torch
 from diffusers import ControlNetModel
 from safetensors.torch import save_file
 
 from jdmctl.export.ldm import HINT_WIDTHS, problems, single_file
-from jdmctl.export.plain import read_controlnet
+from jdmctl.export.plain import read_single_file
 
 SD15 = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -71,7 +70,7 @@ def test_an_sdxl_like_one_comes_back_too_its_label_emb_by_diffusers_table(tmp_pa
     more |= {"projection_class_embeddings_input_dim": 64, "transformer_layers_per_block": (1, 1, 3)}
     weights, config = random_controlnet(tmp_path, **SMALL, **more)
     save_file(single_file(weights, config), tmp_path / "single.safetensors")
-    again = read_controlnet(diffusers, tmp_path, tmp_path / "single.safetensors").state_dict()
+    again = read_single_file(tmp_path / "single.safetensors", tmp_path).state_dict()
     assert again.keys() == weights.keys()
     assert all(torch.equal(again[key], weights[key]) for key in weights)
 

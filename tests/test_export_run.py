@@ -5,38 +5,40 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from tiny_pipelines import random_sdxl
 from tiny_sd import random_pipeline
 
 import jdmctl.export.check
+import jdmctl.export.plain
 from jdmctl.build import build_roles, build_student, prepare_student
-from jdmctl.build_export import build_reference
+from jdmctl.build_export import build_export_family, build_reference
 from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row, write
-from jdmctl.export.contract import CONFIG_KEY, contract_of, one_step_scheduler
+from jdmctl.export.contract import CONFIG_KEY, contract_of, one_step_call
 from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
 from jdmctl.sampling import draw
 
 
-@pytest.fixture(scope="module")
-def standard(tmp_path_factory):
-    """A student whose sizes other tools can hold: an 8x VAE, 64 channels a head, 32 norm groups."""
-    folder = tmp_path_factory.mktemp("standard")
-    torch.manual_seed(0)
-    pipeline = random_pipeline(folder / "tokenizer-source")
+def standard_sizes(pipeline):
+    """What other tools can hold: an 8x VAE, 64 channels a head, 32 norm groups."""
     vae = AutoencoderKL(
         block_out_channels=[8] * 4,
         down_block_types=["DownEncoderBlock2D"] * 4,
@@ -46,28 +48,30 @@ def standard(tmp_path_factory):
         sample_size=64,
         mid_block_add_attention=False,
     )
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(64, 128),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=(1, 2),
-    )
-    pipeline.register_modules(
-        vae=vae, unet=unet, scheduler=LCMScheduler.from_config(pipeline.scheduler.config, prediction_type="epsilon")
-    )
+    sizes = {"sample_size": 8, "block_out_channels": (64, 128), "attention_head_dim": (1, 2), "norm_num_groups": 32}
+    pipeline.register_modules(vae=vae, unet=UNet2DConditionModel.from_config(dict(pipeline.unet.config) | sizes))
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory):
+    """A one-step student of these sizes with a card of its own."""
+    folder = tmp_path_factory.mktemp("standard")
+    torch.manual_seed(0)
+    pipeline = random_pipeline(folder / "tokenizer-source")
+    standard_sizes(pipeline)
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config, prediction_type="epsilon")
     pipeline.save_pretrained(folder / "student")
     (folder / "student" / "README.md").write_text("---\nlicense: openrail++\n---\n# a student\n")
     return folder / "student"
 
 
-def finished_run(folder: Path, student: Path, trainable: str = "frozen", controls: Sequence[str] = ("canny",)) -> Path:
+def finished_run(
+    folder: Path, student: Path, trainable: str = "frozen", controls: Sequence[str] = ("canny",), **model: Any
+) -> Path:
     """What a run would leave, its branches and LoRA filled with numbers that matter."""
     values = {
         "name": "mine",
-        "model": {"teacher": str(student), "student": str(student)},
+        "model": {"teacher": str(student), "student": str(student), **model},
         "controls": [{"name": name} for name in controls],
         "student": {"trainable": trainable, "rank": 3},
         "data": {"source": "images", "path": "photos"},
@@ -125,7 +129,7 @@ def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jd
     assert lora["lora_unet_conv_in.lora_up.weight"].dtype == torch.bfloat16
 
     recipe = load_recipe(run)
-    reference = build_reference(recipe, run, torch.bfloat16, "cpu")
+    reference = build_reference(recipe, build_export_family(recipe, run, "cpu"), torch.bfloat16, "cpu")
     branches = {name: run / folder for name, folder in recipe.branch_folders.items()}
     without_lora = build_student(recipe.model, branches)
     maps = reference.condition.expand(2, -1, -1, -1)
@@ -256,17 +260,55 @@ def test_a_whole_student_and_what_was_not_trained_keeps_its_precision(tiny_folde
     assert 'from_pretrained("' + str(tmp_path / "out/student") in (tmp_path / "out/README.md").read_text()
 
 
-def test_a_student_with_a_time_of_its_own_is_told_by_timesteps():
-    """One step of an LCMScheduler is at 999, whatever the spacing; another time must be asked for."""
-    ddim = {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "prediction_type": "v_prediction"}
-    config, call = one_step_scheduler(ddim | {"timestep_spacing": "trailing"}, 999)
-    assert config["_class_name"] == "LCMScheduler" and config["prediction_type"] == "v_prediction"
-    assert call == {"num_inference_steps": 1}
-    assert one_step_scheduler(ddim, 399)[1] == {"num_inference_steps": 1, "timesteps": [399]}
-    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
-    assert one_step_scheduler(flow, 1000) == (flow, {"num_inference_steps": 1})
-    with pytest.raises(BadInputError, match="pure noise only"):
-        one_step_scheduler(flow, 750)
+@pytest.mark.parametrize("form", ["pipeline", "weights", "lora"])
+def test_students_in_other_forms_and_families(form, tmp_path, jdmctl_command, monkeypatch):
+    """SDXL-Turbo's form, from noise times sigma; DMD2's, a UNet's weights at timestep 399 beside the teacher's folder;
+    Hyper-SD's, a LoRA. Plain diffusers is told each by its code (here in the same process, to save time)."""
+    torch.manual_seed(0)
+    pipeline = random_sdxl(tmp_path / "tokenizer-source")
+    standard_sizes(pipeline)
+    pipeline.save_pretrained(tmp_path / "teacher")
+    given = {"family": "sdxl", "teacher": str(tmp_path / "teacher"), "student": str(tmp_path / "student.safetensors")}
+    if form == "pipeline":
+        pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+        pipeline.scheduler.register_to_config(timestep_spacing="trailing")
+        pipeline.save_pretrained(tmp_path / "student")
+        given["student"] = str(tmp_path / "student")
+    elif form == "weights":
+        weights = {key: value + 0.01 * torch.randn_like(value) for key, value in pipeline.unet.state_dict().items()}
+        save_file(weights, given["student"])
+        given |= {"student_timestep": 399, "student_prediction": "sample"}
+    else:
+        pipeline.unet.add_adapter(
+            LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "conv1"], init_lora_weights=False)
+        )
+        layers = get_peft_model_state_dict(pipeline.unet)
+        save_file({f"unet.{key}": value.contiguous() for key, value in layers.items()}, given["student"])
+    run = finished_run(tmp_path / "run", tmp_path, **given)
+    monkeypatch.setattr(jdmctl.export.check, "_run", lambda job, file: jdmctl.export.plain.draw(job))
+    code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--format", "comfyui", "--json")
+    assert code == 0, error
+    record = json.loads(text)
+    assert max(record["largest_difference"].values()) <= 1 / 255
+    contract = contract_of(tmp_path / "out" / "controlnet")
+    told = (contract.pipeline, contract.timestep, contract.scheduler["_class_name"], contract.call.get("timesteps"))
+    wanted = {
+        "pipeline": (999, "EulerDiscreteScheduler", None),
+        "weights": (399, "LCMScheduler", [399]),
+        "lora": (999, "LCMScheduler", None),
+    }
+    assert told == ("StableDiffusionXLControlNetPipeline", *wanted[form])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert str(tmp_path / "teacher") not in card and str(tmp_path / "student") not in card
+    assert ("prediction_type='sample'" in card) == (form == "weights")
+
+
+def test_a_pipeline_that_cannot_be_told_the_students_time():
+    """FluxPipeline takes sigmas, no timesteps."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    assert one_step_call(scheduler, 1000, "FluxPipeline") == {"num_inference_steps": 1}
+    with pytest.raises(BadInputError, match="FluxPipeline takes 1000 and cannot be told another"):
+        one_step_call(scheduler, 750, "FluxPipeline")
 
 
 def test_no_contract(tiny_folders):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError, JdmError
 
 if TYPE_CHECKING:
+    from jdmctl.export.code import Origin
     from jdmctl.export.products import Product
     from jdmctl.recipe import Recipe
 
@@ -57,7 +58,7 @@ def export(
     Diffusers folders are always written. comfyui and a1111 add a single file of each ControlNet and LoRA, kohya one of
     the LoRA. At the end the export is drawn with in a process without jdmctl, and compared pixel by pixel.
     """
-    from jdmctl.build_export import build_products, build_reference, default_device
+    from jdmctl.build_export import build_export_family, build_origin, build_products, build_reference, default_device
     from jdmctl.cli.studio import finished, recipe_of
     from jdmctl.export.check import differences
     from jdmctl.export.products import DTYPES, write_folder, write_single_file
@@ -68,7 +69,9 @@ def export(
         recipe = recipe_of(run)
         for folder in filter(None, [recipe.student_folder, *recipe.branch_folders.values()]):
             finished(run, recipe, folder)
-        products = build_products(recipe, run, license)
+        device = device or default_device()
+        family = build_export_family(recipe, run, device)
+        products = build_products(recipe, run, family, license)
         files = _single_files(products, list(dict.fromkeys(formats)))
         measured = _measured(run, results)
         found: dict[str, float] = {}
@@ -77,15 +80,16 @@ def export(
                 write_folder(product, partial / product.name, DTYPES[dtype])
                 if product.name in files:
                     write_single_file(product, partial / files[product.name], DTYPES[dtype])
-            _write_card(partial, output, run, recipe, products, files, measured)
-            if check or (check is None and _is_cheap(products)):
-                reference = build_reference(recipe, run, DTYPES[dtype], device or default_device())
-                found = differences(partial, products, files, reference)
+            origin = build_origin(recipe, family, is_public=True)
+            _write_card(partial, output, run, recipe, products, origin, files, measured)
+            if products[0].contract.pipeline and (check or (check is None and _is_cheap(device, family))):
+                reference = build_reference(recipe, family, DTYPES[dtype], device)
+                found = differences(partial, products, build_origin(recipe, family), files, reference)
                 _require_same(found)
         for name, value in found.items():
             out.note(f"{name}: plain diffusers draws the same, largest difference {255 * value:.4f}/255")
         if not found:
-            out.note("not drawn with in plain diffusers, which would take long here; --check does it")
+            out.note(f"not drawn with in plain diffusers: {_why_not(products, check)}")
         written = sorted(str(path.relative_to(output)) for path in output.rglob("*") if path.is_file())
         record = {
             "export": str(output),
@@ -155,14 +159,17 @@ def _write_card(
     run: Path,
     recipe: Recipe,
     products: Sequence[Product],
+    origin: Origin,
     files: dict[str, str],
     measured: str,
 ) -> None:
     import json
     import shutil
 
-    from jdmctl.build_export import hub_name, student_address
-    from jdmctl.export.card import card, snippet
+    from jdmctl.build_export import hub_name
+    from jdmctl.export.card import card
+    from jdmctl.export.check import condition_argument
+    from jdmctl.export.code import example
 
     contracts = {product.name: product.contract.to_dict() for product in products}
     (folder / MARK).write_text(json.dumps(contracts, indent=2) + "\n", encoding="utf-8")
@@ -171,17 +178,21 @@ def _write_card(
     for picture, name in zip(shown, pictures, strict=True):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(picture, folder / name)
-    address = student_address(recipe)
-    code = snippet(products, str(output), address)
+    contract = products[0].contract
+    code = example(products, str(output), origin, condition_argument(contract)) if contract.pipeline else ""
     text = card(recipe.name, products, code, measured, files, pictures, base_model=hub_name(recipe))
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _is_cheap(products: Sequence[Product]) -> bool:
+def _is_cheap(device: str, family: Any) -> bool:
     """Whether drawing a few pictures takes seconds."""
-    import torch
+    return device != "cpu" or family.resolution_px <= _CHEAP_PX
 
-    return torch.cuda.is_available() or (products[0].contract.resolution_px or _CHEAP_PX + 1) <= _CHEAP_PX
+
+def _why_not(products: Sequence[Product], check: bool | None) -> str:
+    if not products[0].contract.pipeline:
+        return "it has no pipeline for this control"
+    return "as you asked" if check is False else "that would take long here, and --check does it"
 
 
 def _require_same(found: dict[str, float]) -> None:

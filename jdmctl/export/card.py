@@ -10,7 +10,6 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from jdmctl.evaluation.results import Row, table
-from jdmctl.export.check import condition_argument
 from jdmctl.export.contract import Contract
 from jdmctl.export.products import Product
 
@@ -18,7 +17,7 @@ from jdmctl.export.products import Product
 def card(
     title: str,
     products: Sequence[Product],
-    snippet: str,
+    code: str,
     measured: str,
     files: Mapping[str, str],
     pictures: Sequence[str],
@@ -51,7 +50,7 @@ def card(
         f"Made with jdmctl {contract.jdmctl} {_of(products)}.",
         held,
         "## Use",
-        f"```python\n{snippet}\n```",
+        f"```python\n{code}\n```" if code else _NO_PIPELINE,
         _tools(files, contract),
         "## Inference contract",
         "Other settings than these draw something else. They also stand in the config and in the metadata of the "
@@ -64,35 +63,6 @@ def card(
         _license(products),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def snippet(products: Sequence[Product], at: str, student: str) -> str:
-    """Plain diffusers code that draws once; `at` is where the export lies, `student` where its pipeline does."""
-    contract = products[0].contract
-    nets = [product for product in products if product.kind == "controlnet"]
-    scheduler = contract.scheduler["_class_name"]
-    classes = sorted({contract.pipeline, scheduler, *(product.config["_class_name"] for product in nets)})
-    if any(product.kind == "student" for product in products):
-        student = f"{at}/student"
-    lines = ["import torch", f"from diffusers import {', '.join(classes)}"]
-    lines += ["from diffusers.utils import load_image"] if nets else []
-    lines += [""]
-    names = [f"controlnet_{net.contract.control}" if len(nets) > 1 else "controlnet" for net in nets]
-    for name, net in zip(names, nets, strict=True):
-        lines.append(f'{name} = {net.config["_class_name"]}.from_pretrained("{at}", subfolder="{net.name}")')
-    given = f", controlnet={_one_or_list(names)}" if nets else ""
-    lines.append(f'pipe = {contract.pipeline}.from_pretrained("{student}"{given})')
-    lines.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config)")
-    if any(product.kind == "student_lora" for product in products):
-        lines.append(f'pipe.load_lora_weights("{at}", subfolder="student_lora")')
-    arguments = ['"a prompt"']
-    if nets:
-        maps = [f'load_image("{net.contract.control}.png")' for net in nets]
-        arguments.append(f"{condition_argument(contract)}={_one_or_list(maps)}")
-    arguments += [f"{key}={value}" for key, value in contract.call.items()]
-    arguments.append("generator=torch.Generator().manual_seed(0)")
-    lines += ["image = pipe(", *(f"    {argument}," for argument in arguments), ").images[0]"]
-    return "\n".join(lines)
 
 
 def measured_rows(rows: Sequence[Row], run: str) -> str:
@@ -120,15 +90,15 @@ def measured_in_training(metrics: Path) -> str:
     )
 
 
+_NO_PIPELINE = (
+    "diffusers has no pipeline that takes such a control branch; `jdmctl sample --student STUDENT --controlnet "
+    "NAME=FOLDER` draws with it."
+)
 _WHAT = {
     "controlnet": "control branch for {}",
     "student_lora": "LoRA of the student",
     "student": "the student itself, a whole pipeline",
 }
-
-
-def _one_or_list(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"[{', '.join(words)}]"
 
 
 def _tools(files: Mapping[str, str], contract: Contract) -> str:

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from jdmctl.errors import JdmError
 from jdmctl.export import plain
+from jdmctl.export.code import Origin, setup
 from jdmctl.export.contract import Contract
-from jdmctl.export.products import LORA_FILE, Product
+from jdmctl.export.products import Product
 
 LIMIT = 1 / 255  # what a picture of 8 bits cannot show
 
@@ -28,7 +29,6 @@ LIMIT = 1 / 255  # what a picture of 8 bits cannot show
 class Reference:
     """What the run itself draws, with exported precision, in float32."""
 
-    student: str  # folder or hub name of the pipeline that the run was made on
     prompts: Sequence[str]
     seeds: Sequence[int]
     condition: Tensor | None  # [1, 3, H, W] in [0, 1], the same for every control
@@ -37,7 +37,7 @@ class Reference:
 
 
 def differences(
-    exported: Path, products: Sequence[Product], files: Mapping[str, str], reference: Reference
+    exported: Path, products: Sequence[Product], origin: Origin, files: Mapping[str, str], reference: Reference
 ) -> dict[str, float]:
     """Largest difference to the reference, in [0, 1], for the folders and, if there are any, for the single files.
 
@@ -47,24 +47,23 @@ def differences(
         JdmError: plain diffusers cannot draw with them.
     """
     contract = products[0].contract
-    variants = {"folders": _variant(exported, products, {}, reference)}
+    variants = {"folders": setup(products, str(exported), origin)}
     if files:
-        variants["single files"] = _variant(exported, products, files, reference)
+        variants["single files"] = setup(products, str(exported), origin, files)
     with tempfile.TemporaryDirectory() as scratch:
         condition, output = Path(scratch, "condition.npy"), Path(scratch, "drawn.npz")
         if reference.condition is not None:
             np.save(condition, reference.condition.numpy())
         job = {
-            "pipeline": contract.pipeline,
-            "scheduler": contract.scheduler,
+            "variants": variants,
             "timestep": contract.timestep,
             "call": contract.call,
             "condition": str(condition) if reference.condition is not None else None,
             "condition_argument": condition_argument(contract),
+            "num_conditions": sum(product.kind == "controlnet" for product in products),
             "prompts": list(reference.prompts),
             "seeds": list(reference.seeds),
             "device": reference.device,
-            "variants": variants,
             "output": str(output),
         }
         _run(job, Path(scratch, "job.json"))
@@ -81,26 +80,9 @@ def condition_argument(contract: Contract) -> str:
     return "control_image" if "control_image" in known else "image"
 
 
-def _variant(
-    exported: Path, products: Sequence[Product], files: Mapping[str, str], reference: Reference
-) -> dict[str, Any]:
-    student, lora, nets = reference.student, None, []
-    for product in products:
-        folder = exported / product.name
-        file = exported / files[product.name] if product.name in files else None
-        if product.kind == "controlnet":
-            nets.append({"folder": str(folder)} | ({"file": str(file)} if file else {}))
-        elif product.kind == "student_lora":
-            lora = str(file or folder / LORA_FILE)
-        else:
-            student = str(folder)
-    return {"student": student, "controlnets": nets, "lora": lora}
-
-
 def _run(job: Mapping[str, Any], file: Path) -> None:
     file.write_text(json.dumps(job), encoding="utf-8")
-    command = [sys.executable, "-P", plain.__file__, str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", plain.__file__, str(file)], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise JdmError(f"plain diffusers cannot draw with what was exported: {last}", hint="--no-check skips this")

@@ -7,8 +7,8 @@ which diffusers reads over in silence, and in the metadata of the safetensors fi
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Contract:
 
     student: str  # hub name, or name of the folder, of the pipeline that these weights belong to
     made_from: tuple[str, ...]  # models whose weights these started as: their licences go on to them
-    pipeline: str  # diffusers class to draw with
+    pipeline: str  # diffusers class to draw with, empty where it has none for such a control
     timestep: int  # of the one call
     scheduler: dict[str, Any]  # diffusers config, _class_name included
     call: dict[str, Any]  # arguments of the pipeline beside prompt, condition and generator
@@ -52,36 +52,24 @@ class Contract:
             raise BadInputError(f"the contract in {source} is not whole: {reason}", hint="export it again") from reason
 
 
-def one_step_scheduler(own: Mapping[str, Any], timestep: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Scheduler config and call arguments that make one step from pure noise at `timestep`.
-
-    Rectified flows keep their own scheduler. Others get an LCMScheduler on the student's own noise levels, whose
-    single step returns x0 as predicted; DDIM's ends at the first noise level instead (set_alpha_to_one: false), and
-    Euler's scales the noise.
+def one_step_call(scheduler: Any, timestep: int, pipeline: str) -> dict[str, Any]:
+    """Arguments with which a diffusers pipeline, that has this scheduler, calls its network once, at `timestep`.
 
     Raises:
-        BadInputError: a rectified flow that does not start from pure noise, for which schedulers shift times their way.
+        BadInputError: there are none.
     """
-    from diffusers import LCMScheduler
+    import diffusers
 
-    if is_flow(own):
-        if timestep != own.get("num_train_timesteps", 1000):
-            raise BadInputError(
-                f"a rectified flow's one step is exported from pure noise only, not from timestep {timestep}",
-                hint="set model.student_time: 1 if that is what the student was made for",
-            )
-        return dict(own), {"num_inference_steps": 1}
-    scheduler = LCMScheduler.from_config(dict(own))
-    config = {"_class_name": "LCMScheduler"} | {k: v for k, v in scheduler.config.items() if not k.startswith("_")}
     scheduler.set_timesteps(1)
-    if [round(float(t)) for t in scheduler.timesteps] == [timestep]:
-        return config, {"num_inference_steps": 1}
-    return config, {"num_inference_steps": 1, "timesteps": [timestep]}
-
-
-def is_flow(scheduler: Mapping[str, Any]) -> bool:
-    """Whether a scheduler's config is that of a rectified flow."""
-    return str(scheduler["_class_name"]).startswith("FlowMatch")
+    chosen = [round(float(told)) for told in scheduler.timesteps]
+    if chosen == [timestep]:
+        return {"num_inference_steps": 1}
+    if pipeline and "timesteps" not in inspect.signature(getattr(diffusers, pipeline).__call__).parameters:
+        raise BadInputError(
+            f"the student's time is timestep {timestep}; {pipeline} takes {chosen[0]} and cannot be told another",
+            hint="set model.student_time: 1 if that is what the student was made for",
+        )
+    return {"num_inference_steps": 1, "timesteps": [timestep]}
 
 
 def metadata(contract: Contract) -> dict[str, str]:

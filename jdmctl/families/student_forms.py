@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -30,6 +30,7 @@ from jdmctl.weights import require_safetensors, tensor_names
 if TYPE_CHECKING:
     from jdmctl.families.family import Family
 
+Form = Literal["pipeline", "backbone", "lora", "checkpoint", "weights"]
 _CHECKPOINT = ("model.diffusion_model.",)  # what a whole checkpoint's backbone is called
 
 
@@ -44,23 +45,35 @@ def load_student(
         BadInputError: it is no student of this family, or fits another teacher.
         MissingWeightsError: it is not there, cut short, or only there as a pickle.
     """
-    path = _local(source)
-    if path is None or (path / family.index_file).is_file():
+    form, path = student_form(family, source)
+    if form == "pipeline":
         family.require_folder(source, "student")
         student = family.load_backbone(source)
         family.require_same(backbone, student, f"student {source}", f"teacher {teacher}")
         return student, family.read_scheduler(source)
-    if (path / "config.json").is_file():
+    if form == "backbone":
         student = load_component(family.backbone_class, path, None)
         family.require_same(backbone, student, f"student {source}", f"teacher {teacher}")
         return student, None
+    if form == "lora":
+        return _with_lora(family, Path(path), backbone), None
+    if form == "checkpoint":
+        return _from_checkpoint(family, Path(path), teacher), None
+    return _with_weights(Path(path), backbone), None
+
+
+def student_form(family: type[Family], source: str | Path) -> tuple[Form, str | Path]:
+    """In which form a student is, and its file, folder or hub name. Raises as `load_student` does."""
+    path = _local(source)
+    if path is None or (path / family.index_file).is_file():
+        return "pipeline", source
+    if (path / "config.json").is_file():
+        return "backbone", path
     file = _only_file(path)
     names = tensor_names(file)
     if any("lora" in name for name in names):
-        return _with_lora(family, file, backbone), None
-    if any(name.startswith(_CHECKPOINT) for name in names):
-        return _from_checkpoint(family, file, teacher), None
-    return _with_weights(file, backbone), None
+        return "lora", file
+    return ("checkpoint" if any(name.startswith(_CHECKPOINT) for name in names) else "weights"), file
 
 
 def _local(source: str | Path) -> Path | None:
