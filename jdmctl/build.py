@@ -1,11 +1,10 @@
-"""From a recipe to models, controls, data and the step; build_run puts a whole run together.
+"""From a recipe to models, controls and the step; build_data adds its data, build_run puts a whole run together.
 
-These two modules are the only place that knows both recipes and objects.
+These modules are the only place that knows both recipes and objects.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -17,9 +16,6 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from jdmctl.controls.base import Control, load_control
-from jdmctl.data.conditionfolder import ConditionFolder
-from jdmctl.data.imagefolder import ImageFolder
-from jdmctl.data.prompts import PromptList
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.names import family_class
@@ -32,17 +28,8 @@ from jdmctl.objectives.score_divergence import ScoreDivergence
 from jdmctl.recipe import AWARE_TEACHERS, NEW_STUDENTS, Recipe
 from jdmctl.recipe_sections import SCORE_DIVERGENCES, HeldOutReward, Model
 from jdmctl.rewards.base import Reward, load_reward
-from jdmctl.tinyworld.world import cache_folder, samples, world_folder
-from jdmctl.training.batches import Samples
+from jdmctl.tinyworld.world import world_folder
 from jdmctl.training.energies import ControlEnergy, RewardEnergy
-from jdmctl.training.samples import (
-    MapSamples,
-    PictureSamples,
-    PromptSamples,
-    StudentPictures,
-    extractor,
-    split,
-)
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
@@ -100,35 +87,9 @@ def build_student(
 def build_controls(recipe: Recipe, device: torch.device | str) -> dict[str, Control]:
     """The controls of a recipe by name, on a device."""
     return {
-        control.name: load_control(control.name, **_options(control.options)).to(device) for control in recipe.controls
-    }
-
-
-def build_samples(
-    recipe: Recipe, family: Any, controls: Mapping[str, Control], device: torch.device | str
-) -> tuple[Samples, Samples]:
-    """Samples to train on and to validate on; the embedded world has a split for each."""
-    data, num = recipe.data, recipe.data.num_validation_samples
-    extract = {
-        control.name: extractor(
-            controls[control.name], _options(control.options), cache_folder() / "conditions", device
-        )
+        control.name: load_control(control.name, **resolve_options(control.options)).to(device)
         for control in recipe.controls
     }
-    if recipe.method == "distill" and data.source == "prompts":
-        return split(PromptSamples(PromptList(data.path)), data.num_samples, num)
-    if data.source == "tiny":
-        train, val = samples("train", data.num_samples), samples("val", num)
-        return PictureSamples(train, extract), PictureSamples(val, extract)
-    if data.source == "conditions":
-        maps = ConditionFolder(data.path, list(controls), family.resolution_px)
-        return split(MapSamples(maps), data.num_samples, num)
-    pictures = (
-        ImageFolder(data.path, family.resolution_px)
-        if data.source == "images"
-        else _student_pictures(recipe, family, device)
-    )
-    return split(PictureSamples(pictures, extract), data.num_samples, num)
 
 
 def prepare_student(recipe: Recipe, family: Any) -> None:
@@ -269,25 +230,10 @@ def build_rewards(recipe: Recipe, device: torch.device | str) -> list[RewardEner
 
 def build_reward(given: HeldOutReward, device: torch.device | str) -> Reward:
     """A reward of a recipe, on a device."""
-    return load_reward(given.name, **_options(given.options)).to(device)
+    return load_reward(given.name, **resolve_options(given.options)).to(device)
 
 
-def _student_pictures(recipe: Recipe, family: Any, device: torch.device | str) -> StudentPictures:
-    """Pictures of the student as it is now: a copy, if its backbone is about to be trained."""
-    path = recipe.data.path
-    prompts = samples("train", recipe.data.num_samples) if path == "tiny" else PromptList(path)
-    return StudentPictures(
-        texts=[prompts.text(i) for i in range(len(prompts))],
-        student=copy.deepcopy(family.student) if recipe.student_folder else family.student,
-        codec=family.codec,
-        encode_prompt=family.encode_prompt,
-        latent_shape=family.latent_shape,
-        seed=recipe.seed,
-        device=device,
-    )
-
-
-def _options(options: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """A control's options, folders of the embedded world resolved."""
     return {
         key: resolve(value, key) if isinstance(value, str) and value.startswith("tiny/") else value

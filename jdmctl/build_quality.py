@@ -31,7 +31,7 @@ _GOALS = 6
 
 def validation_batches(recipe: Recipe, batches: Batches, val: Samples) -> list[Batch]:
     """All validation samples once, whole prompts, the same noise each time."""
-    source = replace(batches, samples=val, prompt_dropout=0.0)
+    source = replace(batches, samples=val, prompt_dropout=0.0, buckets=None)
     number = min(recipe.data.num_validation_samples, len(val))
     starts = range(0, number, _BATCH_SIZE)
     return [source.take("validation", range(at, min(at + _BATCH_SIZE, number))) for at in starts]
@@ -99,7 +99,7 @@ def build_approval(
     judge, accuracy = _judge(recipe), None
     if judge and recipe.data.source == "tiny":
         number = sum(len(batch) for batch in quality.batches)
-        order = [replace(batches, samples=val).index("validation", i) for i in range(number)]
+        order = [replace(batches, samples=val, buckets=None).index("validation", i) for i in range(number)]
         stated = samples("val", number).stated[order, 0]
         accuracy = functools.partial(_mean_accuracy, judge, stated)
     return Approval(

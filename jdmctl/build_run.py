@@ -19,9 +19,9 @@ from jdmctl.build import (
     build_jdm_step,
     build_nct_step,
     build_roles,
-    build_samples,
     prepare_student,
 )
+from jdmctl.build_data import build_samples
 from jdmctl.build_quality import build_approval, build_quality, validation_batches
 from jdmctl.controls.base import Control
 from jdmctl.errors import RecipeError
@@ -58,7 +58,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         )
     controls = build_controls(recipe, device)
     family = build_roles(recipe, device)
-    train_samples, val_samples = build_samples(recipe, family, controls, device)
+    train_samples, val_samples, buckets = build_samples(recipe, family, controls, device)
     prepare_student(recipe, family)
     batches = Batches(
         samples=train_samples,
@@ -70,6 +70,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         process_index=accelerator.process_index,
         num_processes=processes,
         device=device,
+        buckets=buckets,
     )
     if recipe.needs_teacher_samples:
         batches = replace(batches, teacher=_teacher_samples(recipe, family, train_samples), teacher_phases=_BY_TEACHER)

@@ -86,10 +86,10 @@ class Recipe(Section):
             raise ValueError(f"method: {self.method} matches no distributions: leave out divergence and gan_weight")
         if self.objective.divergence in SCORE_DIVERGENCES and self.objective.gan_weight:
             raise ValueError("a score divergence (sim, sid) and gan_weight do not go together")
-        if self.needs_critic and self.critic.positives == "pictures" and self.data.source in ("prompts", "conditions"):
+        if self.needs_critic and self.critic.positives == "pictures" and not self.data.has_pictures:
             raise ValueError(
                 f"a critic needs true samples, and data.source {self.data.source} has none:"
-                " set critic.positives: teacher"
+                " set critic.positives: teacher, or data.format if pictures lie beside the conditions"
             )
         if self.training.regression_steps and self.method != "distill":
             raise ValueError("training.regression_steps is for method: distill")
@@ -110,8 +110,13 @@ class Recipe(Section):
         wants_dsm = any(control.init == "dsm" for control in self.controls)
         if wants_dsm != (self.training.dsm_warmup_steps > 0):
             raise ValueError("init: dsm and training.dsm_warmup_steps > 0 go together")
-        if (wants_dsm or self.method == "dsm") and self.data.source == "conditions":
-            raise ValueError("denoising score matching needs pictures, and data.source conditions has none")
+        if (wants_dsm or self.method == "dsm") and self.data.source == "conditions" and not self.data.has_pictures:
+            raise ValueError(
+                "denoising score matching needs pictures, and data.source conditions has none; if they lie beside the "
+                "conditions, say data.format"
+            )
+        if self.data.buckets and self.needs_teacher_samples:
+            raise ValueError("data.buckets and the teacher's own samples, which are squares, do not go together")
         if self.method == "dsm" and wants_dsm:
             raise ValueError("method: dsm trains the branch by it throughout: leave out init: dsm")
         if self.method in AWARE_TEACHERS and not all(control.teacher_branch for control in self.controls):

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from jdmctl.controls.base import control_names
+from jdmctl.data.formats import FORMATS, WITH_CONDITIONS
 from jdmctl.errors import JdmError
 from jdmctl.families.names import family_names
 from jdmctl.rewards.base import reward_names
@@ -195,7 +196,16 @@ class Training(Section):
 
 class Data(Section):
     source: Literal["tiny", "images", "conditions", "prompts"]
-    path: str = Field("", description="of the images, condition maps or text file; tiny needs none")
+    path: str = Field("", description="of the images, condition maps or text file, or a hub name; tiny needs none")
+    format: Literal["", *FORMATS] = Field(  # type: ignore[valid-type]
+        "", description="of images and conditions; found by looking if it is not said"
+    )
+    image_column: str = Field("", description="of tables and shards; found by its usual names if it is not said")
+    text_column: str = ""
+    split: str = Field("train", description="of a data set on the hub or saved with several")
+    streaming: bool = Field(False, description="fetch the first num_samples of a hub data set or parquet, not all")
+    buckets: bool = Field(False, description="keep aspect ratios: each batch has one, of about as many pixels")
+    bucket_step_px: PositiveInt = Field(64, description="sides of buckets are multiples of it")
     num_samples: Count = Field(0, description="use the first so many; 0 means all there are")
     prompt_dropout: Fraction = Field(0.1, description="share of prompts that are emptied")
     num_validation_samples: PositiveInt = 64
@@ -204,4 +214,13 @@ class Data(Section):
     def _has_path(self) -> Self:
         if self.source != "tiny" and not self.path:
             raise ValueError(f"source '{self.source}' needs data.path")
+        if self.streaming and not (self.num_samples and self.format in ("", "hub", "parquet")):
+            raise ValueError("streaming is for hub and parquet, and needs num_samples: a run comes back to its samples")
+        if self.buckets and self.source not in ("images", "conditions"):
+            raise ValueError(f"buckets are for pictures, and source '{self.source}' has squares only")
         return self
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there are true pictures, as far as can be said without looking."""
+        return self.source in ("tiny", "images") or (self.source == "conditions" and self.format in WITH_CONDITIONS)

@@ -70,6 +70,7 @@ class Batch:
     images: Tensor | None = None  # the pictures behind `conditions`, where known
     latents: Tensor | None = None  # clean samples of the teacher for `prompt`, drawn blind to `conditions`
     latent_noise: Tensor | None = None  # what those samples were made from
+    latent_shape: tuple[int, int, int] | None = None  # C, h, w, where it is not the family's own
 
     def __len__(self) -> int:
         return self.draws.size

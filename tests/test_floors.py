@@ -27,6 +27,7 @@ FLOORS = {
     "recipe_files": 4,
     "build": 4,
     "build_export": 4,
+    "build_data": 4,
     "build_quality": 4,
     "build_run": 4,
     "tinyworld": 4,

@@ -12,6 +12,7 @@ from jdmctl.cli import (
     align,
     compare,
     controls,
+    data,
     distill,
     doctor,
     evaluate,
@@ -46,6 +47,7 @@ app.command("divergences")(distill.divergences)
 app.command("rewards")(rewards.rewards)
 app.add_typer(reward.app, name="reward")
 app.add_typer(recipes.app, name="recipes")
+app.add_typer(data.app, name="data")
 app.command("doctor")(doctor.doctor)
 
 

@@ -18,7 +18,10 @@ SetOption = Annotated[
 # --- of commands that train ---------------------------------------------------------------------
 
 TrainDataOption = Annotated[
-    str, typer.Option("--data", "--train_data_dir", help="Folder with metadata.jsonl, file of prompts, or tiny.")
+    str,
+    typer.Option(
+        "--data", "--train_data_dir", help="Captioned pictures in any known layout, file of prompts, or tiny."
+    ),
 ]
 NumStepsOption = Annotated[int | None, typer.Option("--num-steps", "--max_train_steps", help="Updates of the student.")]
 BatchSizeOption = Annotated[

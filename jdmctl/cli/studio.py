@@ -112,11 +112,11 @@ class Studio:
 
     def held_out(self, number: int) -> list[Request]:
         """Requests from the first samples that the (first) run was not trained on."""
-        from jdmctl.build import build_samples
+        from jdmctl.build_data import build_samples
 
         assert self.recipe is not None
         own = {control.name: self.controls[control.name] for control in self.recipe.controls}
-        _, samples = build_samples(self.recipe, self.family, own, self.device)
+        samples = build_samples(self.recipe, self.family, own, self.device).validation
         indices = range(min(number, len(samples)))
         images, maps = samples.take(indices)
         for name in self.controls.keys() - maps.keys():

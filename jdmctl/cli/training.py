@@ -57,17 +57,20 @@ def plan(
 
 
 def data_changes(data: str) -> dict[str, str]:
-    """Which kind of data a path is."""
+    """Which kind of data a path is: where conditions are sure to lie beside the pictures, those are taken."""
+    from jdmctl.data.formats import find_format
+
     if data in ("", "tiny"):
         return {"data.source": data}
-    source, metadata = "images", Path(data, "metadata.jsonl")
-    if Path(data).is_file() or Path(data).suffix in (".txt", ".jsonl"):
-        source = "prompts"
-    elif metadata.is_file():
-        with metadata.open(encoding="utf-8", errors="replace") as lines:
-            first = lines.readline()
-        source = "conditions" if '"conditioning_image' in first else "images"
-    return {"data.source": source, "data.path": data}
+    if Path(data).suffix in (".txt", ".jsonl"):
+        return {"data.source": "prompts", "data.path": data}
+    format = find_format(data)
+    if format != "imagefolder":
+        source = "conditions" if format == "controlnet" else "images"
+        return {"data.source": source, "data.path": data, "data.format": format}
+    with Path(data, "metadata.jsonl").open(encoding="utf-8", errors="replace") as lines:
+        first = lines.readline()
+    return {"data.source": "conditions" if '"conditioning_image' in first else "images", "data.path": data}
 
 
 def training_changes(

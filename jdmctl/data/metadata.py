@@ -14,29 +14,40 @@ _SHOWN = 20
 Row = dict[str, Any]
 
 
-def read_rows(path: Path, problem_of: Callable[[Row], str]) -> list[Row]:
+def read_rows(path: Path, problem_of: Callable[[Row], str], example: str = 'one {"text": "..."} a line') -> list[Row]:
     """The rows of a .jsonl file; `problem_of(row)` says what is wrong with one, "" for nothing.
 
     Raises:
         BadInputError: with up to 20 of the problems, by line, and their number.
     """
-    rows: list[Row] = []
-    problems: list[str] = []
+    found: list[tuple[str, Any]] = []
     for number, line in _numbered_lines(path):
         try:
-            row = json.loads(line)
+            found.append((f"line {number}", json.loads(line)))
         except json.JSONDecodeError as reason:
-            problems.append(f"line {number}: not valid json ({reason.msg} at column {reason.colno})")
-            continue
-        problem = problem_of(row) if isinstance(row, dict) else "not an object {...}"
+            found.append((f"line {number}", reason))
+    return check_rows(path, found, problem_of, example)
+
+
+def check_rows(
+    path: Path, found: Iterable[tuple[str, Any]], problem_of: Callable[[Row], str], example: str
+) -> list[Row]:
+    """The rows, each given with where it is. Raises BadInputError as `read_rows` does."""
+    rows: list[Row] = []
+    problems: list[str] = []
+    for where, row in found:
+        if isinstance(row, json.JSONDecodeError):
+            problem = f"not valid json ({row.msg} at column {row.colno})"
+        else:
+            problem = problem_of(row) if isinstance(row, dict) else "not an object {...}"
         if problem:
-            problems.append(f"line {number}: {problem}")
+            problems.append(f"{where}: {problem}")
         else:
             rows.append(row)
     if problems:
-        raise BadInputError(_summary(path, problems), hint="repair these lines or leave them out")
+        raise problems_error(path, problems, "repair these lines or leave them out")
     if not rows:
-        raise BadInputError(f"{path} has no rows", hint='write one {"text": "..."} a line')
+        raise BadInputError(f"{path} has no rows", hint=f"write {example}")
     return rows
 
 
@@ -45,11 +56,11 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for _, line in _numbered_lines(path)]
 
 
-def problem_of_text(row: Row) -> str:
+def problem_of_text(row: Row, column: str = "text") -> str:
     """What is wrong with a row's caption."""
-    if "text" not in row:
-        return 'no "text"'
-    return "" if isinstance(row["text"], str) else f'"text" is {row["text"]!r}, not a string'
+    if column not in row:
+        return f'no "{column}"'
+    return "" if isinstance(row[column], str) else f'"{column}" is {row[column]!r}, not a string'
 
 
 def problem_of_file(row: Row, column: str, folder: Path) -> str:
@@ -65,18 +76,27 @@ def first_problem(problems: Iterable[str]) -> str:
     return next(filter(None, problems), "")
 
 
-def _numbered_lines(path: Path) -> Iterable[tuple[int, str]]:
+def read_text(path: Path) -> str:
+    """A text file. Raises BadInputError where there is none, or it is not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as reason:
         raise BadInputError(f"no file {path}", hint="check the path") from reason
     except UnicodeDecodeError as reason:
         raise BadInputError(f"{path} is not UTF-8 text: {reason}", hint="save it as UTF-8") from reason
-    numbered = enumerate(text.split("\n"), start=1)  # not splitlines: a caption may hold U+2028
+
+
+def problems_error(path: Path | str, problems: list[str], hint: str) -> BadInputError:
+    """All problems of a data set in one message, the first twenty in words."""
+    return BadInputError(_summary(path, problems), hint=hint)
+
+
+def _numbered_lines(path: Path) -> Iterable[tuple[int, str]]:
+    numbered = enumerate(read_text(path).split("\n"), start=1)  # not splitlines: a caption may hold U+2028
     return [(number, line) for number, line in numbered if line.strip()]
 
 
-def _summary(path: Path, problems: list[str]) -> str:
+def _summary(path: Path | str, problems: list[str]) -> str:
     count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
     shown = "".join(f"\n  {problem}" for problem in problems[:_SHOWN])
     rest = len(problems) - _SHOWN

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,27 @@ from torch import Tensor
 from jdmctl.errors import BadInputError
 
 SMALLEST_PX = 8
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_ORIENTATION = 0x0112
 
 
-def read_image(path: str | Path, resolution_px: int) -> Tensor:
-    """The picture's centre square at `resolution_px`, [3, H, W] in [0, 1].
+@dataclass(frozen=True)
+class Packed:
+    """A picture within an archive or a table: what to call it in a message, and its bytes."""
+
+    name: str
+    content: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Picture = str | Path | Packed
+
+
+def read_image(picture: Picture, resolution_px: int | tuple[int, int]) -> Tensor:
+    """The picture's centre square at `resolution_px`, or its centre of height x width, [3, H, W] in [0, 1].
 
     Greyscale, palette, CMYK and 16-bit pictures become RGB; transparency is laid over white; EXIF
     orientation is applied; of an animation the first frame is taken.
@@ -24,38 +43,61 @@ def read_image(path: str | Path, resolution_px: int) -> Tensor:
         BadInputError: missing, damaged, not a picture, too small to show anything, or so large that
             it is likely an attack.
     """
-    with _open(Path(path)) as image:
+    with _open(picture) as image:
         try:
             image.load()
         except (OSError, SyntaxError, ValueError, EOFError) as problem:
             raise BadInputError(
-                f"{path} is damaged or cut short: {problem}", hint="copy or export it again"
+                f"{picture} is damaged or cut short: {problem}", hint="copy or export it again"
             ) from problem
         rgb = _to_rgb(ImageOps.exif_transpose(image))
     if min(rgb.size) < SMALLEST_PX:
         raise BadInputError(
-            f"{path} is {rgb.width} x {rgb.height} px: too small to show anything",
+            f"{picture} is {rgb.width} x {rgb.height} px: too small to show anything",
             hint=f"use pictures of at least {SMALLEST_PX} px on each side",
         )
-    square = ImageOps.fit(rgb, (resolution_px, resolution_px), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+    height, width = (resolution_px, resolution_px) if isinstance(resolution_px, int) else resolution_px
+    cut = ImageOps.fit(rgb, (width, height), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
 
 
-def _open(path: Path) -> Image.Image:
-    if not path.is_file():
-        found = "a folder, not a picture" if path.is_dir() else "not there"
-        raise BadInputError(f"{path} is {found}", hint="check the path")
+def size_of(picture: Picture) -> tuple[int, int]:
+    """Height and width in pixels as it is to be seen, from the picture's header alone.
+
+    Raises BadInputError where `read_image` would, as far as a header can tell.
+    """
+    with _open(picture) as image:
+        width, height = image.size
+        try:
+            is_turned = image.getexif().get(_ORIENTATION) in _TURNED
+        except (OSError, SyntaxError, ValueError):
+            is_turned = False
+    return (width, height) if is_turned else (height, width)
+
+
+def _open(picture: Picture) -> Image.Image:
+    source: Path | io.BytesIO
+    if isinstance(picture, Packed):
+        source, size = io.BytesIO(picture.content), len(picture.content)
+    else:
+        source = Path(picture)
+        if not source.is_file():
+            found = "a folder, not a picture" if source.is_dir() else "not there"
+            raise BadInputError(f"{picture} is {found}", hint="check the path")
+        size = source.stat().st_size
     try:
-        return Image.open(path)
+        return Image.open(source)
     except Image.DecompressionBombError as problem:
-        raise BadInputError(f"{path} is too large: {problem}", hint="make it smaller than 100 megapixels") from problem
+        raise BadInputError(
+            f"{picture} is too large: {problem}", hint="make it smaller than 100 megapixels"
+        ) from problem
     except UnidentifiedImageError as problem:
         raise BadInputError(
-            f"{path} is not a picture that can be read ({path.stat().st_size} bytes)",
+            f"{picture} is not a picture that can be read ({size} bytes)",
             hint="use PNG, JPEG or WebP",
         ) from problem
     except (OSError, SyntaxError, ValueError) as problem:
-        raise BadInputError(f"{path} cannot be read: {problem}", hint="use PNG, JPEG or WebP") from problem
+        raise BadInputError(f"{picture} cannot be read: {problem}", hint="use PNG, JPEG or WebP") from problem
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

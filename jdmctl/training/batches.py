@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from jdmctl.training.draws import SampleDraws
+from jdmctl.training.buckets import Buckets
+from jdmctl.training.draws import SampleDraws, order
 from jdmctl.training.teacher_samples import TeacherSamples
 from jdmctl.types import Batch, Prompt
 
@@ -46,6 +46,7 @@ class Batches:
     device: torch.device | str = "cpu"
     teacher: TeacherSamples | None = None  # whose samples `teacher_phases` get, for whole prompts
     teacher_phases: Container[str] = ()
+    buckets: Buckets | None = None  # of samples that differ in size: every update then has one size
 
     def __post_init__(self) -> None:
         if self.batch_size % (self.num_pieces * self.num_processes):
@@ -77,16 +78,17 @@ class Batches:
             images=None if images is None else images.to(self.device),
             latents=latents,
             latent_noise=latent_noise,
+            latent_shape=self._latent_shape(phase, numbers),
         )
 
     def index(self, phase: str, number: int) -> int:
         """Which sample a phase's global sample is."""
+        if self.buckets:
+            return self.buckets.index(self.seed, phase, number, self.batch_size)
         epoch, place = divmod(number, len(self.samples))
-        return _order(self.seed, phase, epoch, len(self.samples))[place]
+        return order(self.seed, phase, epoch, len(self.samples))[place]
 
-
-@functools.lru_cache(maxsize=8)
-def _order(seed: int, phase: str, epoch: int, size: int) -> list[int]:
-    """The order of the samples in one epoch."""
-    keys = SampleDraws(seed, f"{phase} order", range(epoch, epoch + 1)).normal("order", (size,))
-    return keys[0].argsort(stable=True).tolist()
+    def _latent_shape(self, phase: str, numbers: Sequence[int]) -> tuple[int, int, int] | None:
+        if self.buckets is None:
+            return None
+        return self.buckets.latent_shape(self.seed, phase, numbers[0], self.batch_size)

@@ -1,5 +1,6 @@
 """Random numbers that belong to a sample, not to a process or a moment."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,3 +45,10 @@ class SampleDraws:
         identity = f"{self.seed}\n{self.stream}\n{index}\n{name}".encode()
         key = int.from_bytes(hashlib.blake2b(identity, digest_size=16).digest(), "little")
         return np.random.Generator(np.random.Philox(key=key))
+
+
+@functools.lru_cache(maxsize=32)
+def order(seed: int, stream: str, epoch: int, size: int) -> list[int]:
+    """The order in which an epoch of a stream goes through `size` things."""
+    keys = SampleDraws(seed, f"{stream} order", range(epoch, epoch + 1)).normal("order", (size,))
+    return keys[0].argsort(stable=True).tolist()

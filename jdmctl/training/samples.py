@@ -33,6 +33,10 @@ class Prompts(Protocol):
     def text(self, index: int) -> str: ...
 
 
+class Pairs(Pictures, Protocol):
+    def conditions(self, index: int) -> Mapping[str, Tensor]: ...  # [3, H, W] in [0, 1]
+
+
 class ConditionMaps(Protocol):
     def __len__(self) -> int: ...
 
@@ -121,6 +125,24 @@ class MapSamples:
 
 
 @dataclass(frozen=True)
+class PairSamples:
+    """Pictures with the condition maps that came with them."""
+
+    pairs: Pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def text(self, index: int) -> str:
+        return self.pairs.text(index)
+
+    def take(self, indices: Sequence[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = [self.pairs.conditions(index) for index in indices]
+        images = torch.stack([self.pairs.image(index) for index in indices])
+        return images, {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+@dataclass(frozen=True)
 class PromptSamples:
     """Prompts with nothing beside them."""
 
@@ -136,12 +158,15 @@ class PromptSamples:
         return None, {}
 
 
+Whole = PictureSamples | MapSamples | PairSamples | PromptSamples
+
+
 @dataclass(frozen=True)
 class Part:
-    """A run of the samples: a split."""
+    """Some of the samples, some of them perhaps more than once: a split."""
 
-    whole: PictureSamples | MapSamples | PromptSamples
-    indices: range
+    whole: Whole
+    indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -153,17 +178,21 @@ class Part:
         return self.whole.take([self.indices[index] for index in indices])
 
 
+def _once(index: int) -> int:
+    return 1
+
+
 def split(
-    whole: PictureSamples | MapSamples | PromptSamples, num_samples: int, num_validation: int
+    whole: Whole, num_samples: int, num_validation: int, repeats: Callable[[int], int] = _once
 ) -> tuple[Part, Part]:
     """The first samples to train on, the last ones held out.
 
     `num_samples` 0 takes all. At most a quarter is held out; from fewer than four samples nothing
-    can be, and training samples serve twice.
+    can be, and training samples serve twice. `repeats` says how often an epoch of training shows a sample.
     """
     size = min(num_samples or len(whole), len(whole))
     held_out = min(num_validation, size // 4)
-    train = Part(whole, range(size - held_out))
+    train = Part(whole, [index for index in range(size - held_out) for _ in range(repeats(index))])
     return train, Part(whole, range(size - held_out, size)) if held_out else train
 
 

@@ -247,11 +247,11 @@ class JDMStep:
         return self.teacher(self._diffuse(x0, "energy_noise", t, batch), t, batch.prompt)
 
     def _generate(self, batch: Batch) -> Tensor:
-        noise = batch.draws.normal("student_noise", self.latent_shape)
+        noise = batch.draws.normal("student_noise", batch.latent_shape or self.latent_shape)
         return self.student.generate(noise, batch.prompt, batch.conditions)
 
     def _diffuse(self, x0: Tensor, noise_name: str, t: Tensor, batch: Batch) -> Tensor:
-        return diffuse(self.schedule, x0, batch.draws.normal(noise_name, self.latent_shape), t)
+        return diffuse(self.schedule, x0, batch.draws.normal(noise_name, tuple(x0.shape[1:])), t)
 
     def _fake_controls(self, batch: Batch) -> Controls | None:
         return batch.conditions if self.form == "conditional" else None

@@ -49,8 +49,8 @@ class NCTStep:
         return (Phase("student", self.loss, (*self.student_parameters, self.log_multiplier)),)
 
     def loss(self, batch: Batch) -> Losses:
-        z = batch.draws.normal("student_noise", self.latent_shape)
-        fresh = batch.draws.normal("fresh_noise", self.latent_shape)
+        shape = batch.latent_shape or self.latent_shape
+        z, fresh = batch.draws.normal("student_noise", shape), batch.draws.normal("fresh_noise", shape)
         level = (batch.draws.uniform("level") * self.num_levels).floor()  # 0 ... num_levels - 1
         with torch.no_grad():
             x0 = self.student.generate(z, batch.prompt, {})

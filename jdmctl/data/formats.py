@@ -1,0 +1,107 @@
+"""The door to captioned pictures: which format a path is of, and its rows. Readers are imported on use."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jdmctl.errors import BadInputError
+
+if TYPE_CHECKING:
+    from jdmctl.data.options import ReadOptions
+    from jdmctl.data.rows import Rows
+
+FORMATS = {  # name -> reader of a path
+    "imagefolder": "imagefolder:read_imagefolder",
+    "controlnet": "controlnet:read_controlnet",
+    "videox": "videox:read_videox",
+    "kohya": "kohya:read_kohya",
+    "parquet": "tables:read_parquet",
+    "saved": "tables:read_saved",
+    "hub": "tables:read_hub",
+    "webdataset": "shards:read_shards",
+}
+WITH_CONDITIONS = ("controlnet", "videox", "parquet", "saved", "hub", "webdataset")  # beside their pictures
+_PLAIN = ("imagefolder", "controlnet", "videox", "kohya")  # readers that take a path and nothing else
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_KNOWN = "imagefolder with metadata.jsonl, prompt.json, VideoX json, captions beside pictures, parquet, tar shards"
+
+
+def open_rows(path: str, options: ReadOptions, format: str = "") -> Rows:
+    """The rows of a data set, of the format that is found by looking if none is given.
+
+    Raises BadInputError where there is nothing, nothing known, or rows are wrong.
+    """
+    name = format or find_format(path)
+    module, _, reader = FORMATS[name].partition(":")
+    read = getattr(import_module(f"jdmctl.data.{module}"), reader)
+    if name in _PLAIN:
+        if not Path(path).exists():
+            raise BadInputError(f"no file or folder {path}", hint="check the path")
+        return read(Path(path))
+    return read(path if name in ("hub", "webdataset") else Path(path), options)
+
+
+def require_format(name: str) -> None:
+    """Raises BadInputError for a name, other than none, that is not a format's."""
+    if name and name not in FORMATS:
+        raise BadInputError(f"no format named {name!r}", hint=f"there are {', '.join(FORMATS)}")
+
+
+def find_format(path: str) -> str:
+    """A name of FORMATS. Raises BadInputError, with what is there, if it is none of them."""
+    place = Path(path)
+    if place.is_dir():
+        return _of_folder(place)
+    if place.is_file():
+        return _of_file(place)
+    if path.endswith(".tar") and ("{" in path or "://" in path or glob.has_magic(path)) or path.startswith("pipe:"):
+        return "webdataset"
+    if _HUB_NAME.fullmatch(path) and not place.suffix:
+        return "hub"
+    raise BadInputError(f"no file or folder {path}", hint="check the path; a data set on the hub is called owner/name")
+
+
+def _of_folder(folder: Path) -> str:
+    from jdmctl.data.videox import is_list
+
+    if (folder / "metadata.jsonl").is_file():
+        return "imagefolder"
+    if (folder / "prompt.json").is_file():
+        return "controlnet"
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return "saved"
+    if any(map(is_list, folder.glob("*.json"))):
+        return "videox"
+    kinds = Counter(file.suffix.lower() for file in folder.rglob("*") if file.is_file())
+    if kinds[".tar"]:
+        return "webdataset"
+    if kinds[".parquet"]:
+        return "parquet"
+    from jdmctl.data.kohya import CAPTIONS
+    from jdmctl.data.pictures import SUFFIXES
+
+    has_repeats = any(re.fullmatch(r"\d+_.+", inner.name) for inner in folder.iterdir() if inner.is_dir())
+    if any(kinds[suffix] for suffix in SUFFIXES) and (has_repeats or any(kinds[suffix] for suffix in CAPTIONS)):
+        return "kohya"
+    found = ", ".join(f"{number} {suffix or 'without suffix'}" for suffix, number in kinds.most_common(4))
+    raise BadInputError(
+        f"{folder} is no data set that is known; it holds {found or 'nothing'}",
+        hint=f"known are: {_KNOWN}. Pictures alone need captions: a.txt beside a.png",
+    )
+
+
+def _of_file(file: Path) -> str:
+    from jdmctl.data.videox import is_list
+
+    if file.suffix == ".tar" or ".tar." in file.name:
+        return "webdataset"
+    if file.suffix == ".parquet":
+        return "parquet"
+    if file.suffix == ".json":
+        return "videox" if is_list(file) else "controlnet"
+    raise BadInputError(f"{file} is no data set that is known", hint=f"known are: {_KNOWN}")

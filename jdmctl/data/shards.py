@@ -1,0 +1,217 @@
+"""WebDataset: tar files in which members of one name are a sample."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jdmctl.data.arrays import keep_arrays, read_arrays
+from jdmctl.data.metadata import problems_error
+from jdmctl.data.options import ReadOptions
+from jdmctl.data.pictures import SUFFIXES, Packed
+from jdmctl.data.rows import CONDITION, identity_of
+from jdmctl.errors import BadInputError, JdmError
+
+_PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
+_TEXTS = ("txt", "caption", "json")
+_KEYS = ("caption", "text", "prompt")  # of a .json member
+_MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")  # sample's name, kind: as webdataset's own readers split them
+
+Span = tuple[int, int]  # where a member's bytes begin, how many they are
+
+
+class ShardRows:
+    """Samples of tar files in the order in which they lie there, each at hand at once.
+
+    A tar file has no table of contents: the first time all headers of a shard are read (a seek for each member, not
+    its contents) and kept in the cache, 16 bytes a member and the names; after that a sample costs one seek. On a
+    network disk the first reading takes long; a shard that changed is read again. The shards must be local and not
+    compressed, since otherwise nothing can be found without reading all before it.
+    """
+
+    def __init__(self, shards: Sequence[Path], options: ReadOptions, name: str) -> None:
+        self._shards, self._text_key = shards, options.text_column
+        tables, problems = [], []
+        for shard in shards:
+            table, wrong = _table_of(shard, options)
+            tables.append(table)
+            problems += [f"{shard.name}: {text}" for text in wrong]
+        if problems:
+            raise problems_error(name, problems, "write these samples again, or leave them out")
+        sizes = [len(table["name"]) for table in tables]
+        if not sum(sizes):
+            raise BadInputError(f"{name} has no samples", hint="a sample is a picture and a caption: a.jpg and a.txt")
+        self._shard = np.repeat(np.arange(len(shards)), sizes)
+        first = set(tables[0]) - {"name", "text", "image", "is_json"}
+        self.conditions = tuple(sorted(first.intersection(*tables)))
+        columns = ("name", "text", "image", "is_json", *self.conditions)
+        self._columns = {column: np.concatenate([table[column] for table in tables]) for column in columns}
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def text(self, index: int) -> str:
+        """Raises BadInputError for a caption that is not UTF-8, or json without one."""
+        content, name = self._read(index, "text"), self._name(index)
+        try:
+            text = content.decode("utf-8-sig")
+            if not self._columns["is_json"][index]:
+                return text.strip()
+            row = json.loads(text)
+        except ValueError as problem:  # UnicodeDecodeError and JSONDecodeError are
+            raise BadInputError(f"{name}: its caption cannot be read: {problem}", hint="write it again") from problem
+        keys = [self._text_key] if self._text_key else _KEYS
+        found = [row[key] for key in keys if isinstance(row, dict) and isinstance(row.get(key), str)]
+        if not found:
+            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            raise BadInputError(
+                f"{name}: its json has no {' or '.join(keys)}; it has {has}", hint="--set data.text_column=KEY"
+            )
+        return found[0]
+
+    def picture(self, index: int, column: str = "") -> Packed:
+        return Packed(self._name(index), self._read(index, column or "image"))
+
+    def repeats(self, index: int) -> int:
+        return 1
+
+    def identity(self) -> str:
+        return identity_of(self._shards)
+
+    def _name(self, index: int) -> str:
+        return f"{self._shards[self._shard[index]]}: {self._columns['name'][index].decode()}"
+
+    def _read(self, index: int, column: str) -> bytes:
+        start, size = self._columns[column][index].tolist()
+        with self._shards[self._shard[index]].open("rb") as stream:
+            stream.seek(start)
+            return stream.read(size)
+
+
+def read_shards(path: str, options: ReadOptions) -> ShardRows:
+    """A tar file, a folder of them, or a pattern such as `data/{000..127}.tar`.
+
+    A sample is a picture (.jpg, .png, .webp ...) and a caption of the same name: .txt, .caption, or .json with
+    `caption`, `text` or `prompt`. `options.image_column` and `text_column` name other kinds of members, or the key
+    of the json. Condition pictures are members `a.conditioning_image.png` or `a.conditioning_image_canny.png`.
+
+    Raises BadInputError for shards that are missing, damaged or compressed, and with all samples that are not whole.
+    """
+    return ShardRows(_expand(path), options, path)
+
+
+def _expand(path: str) -> list[Path]:
+    if "://" in path or path.startswith("pipe:"):
+        raise BadInputError(
+            f"{path} is not on this machine: its samples could not be found without reading all before them",
+            hint="download the shards, or name the data set as it is called on the hub",
+        )
+    if "{" in path and not Path(path).exists():
+        names = _braces(path)
+    elif glob.has_magic(path) and not Path(path).exists():
+        names = sorted(glob.glob(path))
+    else:
+        names = sorted(map(str, Path(path).rglob("*.tar"))) if Path(path).is_dir() else [path]
+    missing = [f"no file {name}" for name in names if not Path(name).is_file()]
+    if missing:
+        raise problems_error(path, missing, "download these shards, or leave them out of the pattern")
+    if not names:
+        raise BadInputError(f"{path}: no .tar file there", hint="check the path")
+    return [Path(name) for name in names]
+
+
+def _braces(path: str) -> list[str]:
+    try:
+        from webdataset.shardlists import expand_urls
+    except ImportError as problem:
+        raise JdmError(
+            f"{path}: patterns with braces need the library webdataset",
+            hint="pip install 'jdmctl[data]', or give the folder of the shards",
+        ) from problem
+    return list(expand_urls(path))
+
+
+def _table_of(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Where everything lies in a shard, and what is wrong there; from the cache if the shard is as it was."""
+    state = shard.stat()
+    wanted = [str(shard.resolve()), state.st_size, state.st_mtime_ns, options.image_column, options.text_column, 1]
+    file = options.cache / "shards" / f"{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]}.npz"
+    if kept := read_arrays(file):
+        return kept, []
+    table, problems = _index(shard, options)
+    if not problems:
+        keep_arrays(file, table)
+    return table, problems
+
+
+def _index(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], list[str]]:
+    names: list[bytes] = []
+    columns: dict[str, list[Any]] = {"image": [], "text": [], "is_json": []}
+    others: list[dict[str, Span]] = []
+    problems = []
+    for name, members in _samples(shard):
+        image = _first(members, (options.image_column,) if options.image_column else _PICTURES)
+        text = _first(members, (options.text_column, "json") if options.text_column else _TEXTS)
+        if not (image and text):
+            lacks = " and ".join(what for what, kind in (("picture", image), ("caption", text)) if not kind)
+            problems.append(f"{name}: no {lacks}, only .{', .'.join(sorted(members))}")
+            continue
+        names.append(name.encode())
+        columns["image"].append(members[image])
+        columns["text"].append(members[text])
+        columns["is_json"].append(text == "json")
+        others.append({kind.split(".")[0]: span for kind, span in members.items() if kind.startswith(CONDITION)})
+    table = {key: np.array(values) for key, values in columns.items()} | {"name": np.array(names, dtype="S")}
+    for column in set().union(*others):
+        without = [names[number].decode() for number, kinds in enumerate(others) if column not in kinds]
+        problems += [f"{name}: no {column}, which other samples have" for name in without]
+        if not without:
+            table[column] = np.array([kinds[column] for kinds in others])
+    return table, problems
+
+
+def _first(members: dict[str, Span], kinds: Sequence[str]) -> str:
+    return next((kind for kind in kinds if kind in members), "")
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Span]]]:
+    """Name and members by kind, of neighbours of one name."""
+    size, current = os.path.getsize(shard), ""
+    members: dict[str, Span] = {}
+    for member in _members(shard):
+        split = _MEMBER.fullmatch(member.name)
+        if not member.isreg() or not split or Path(member.name).name.startswith("__"):
+            continue
+        if member.offset_data + member.size > size:
+            raise BadInputError(f"{shard} is cut short: {member.name} is not all there", hint="copy it again")
+        if split[1] != current:
+            if members:
+                yield current, members
+            current, members = split[1], {}
+        members[split[2].lower()] = (member.offset_data, member.size)
+    if members:
+        yield current, members
+
+
+def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
+    try:
+        with tarfile.open(shard, "r:") as archive:
+            yield from archive
+    except (tarfile.TarError, EOFError) as problem:
+        with shard.open("rb") as stream:
+            is_packed = stream.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
+        if is_packed:
+            raise BadInputError(
+                f"{shard} is compressed, so no sample in it can be found without unpacking all before it",
+                hint="unpack it to a plain .tar first (gunzip, zstd -d); pictures are compressed anyway",
+            ) from problem
+        raise BadInputError(f"{shard} is not a whole tar file: {problem}", hint="copy it again") from problem

@@ -1,0 +1,255 @@
+"""Every format comes down to the same rows; what is wrong with one is said at once, with its place."""
+
+import json
+
+import numpy as np
+import pytest
+from data_folders import (
+    GREYS,
+    TEXTS,
+    png,
+    save,
+    write_fill50k,
+    write_kohya,
+    write_shard,
+    write_shards,
+    write_videox,
+)
+from PIL import Image
+from typer.testing import CliRunner
+
+from jdmctl.cli.app import app
+from jdmctl.data.formats import find_format, open_rows
+from jdmctl.data.options import ReadOptions
+from jdmctl.data.pictures import Packed, read_image, size_of
+from jdmctl.data.rows import PairedPictures, Pictures
+from jdmctl.errors import BadInputError
+
+
+@pytest.fixture
+def options(tmp_path):
+    return ReadOptions(cache=tmp_path / "cache")
+
+
+def show(rows) -> list[tuple[str, float]]:
+    """Caption and brightness of every row."""
+    pictures = Pictures(rows, 8)
+    return [(rows.text(i), round(pictures.image(i).mean().item(), 2)) for i in range(len(rows))]
+
+
+EXPECTED = [("a", 0.2), ("b", 0.4), ("c", 0.6), ("d", 0.8)]
+
+
+@pytest.mark.parametrize(
+    ("write", "format"), [(write_fill50k, "controlnet"), (write_videox, "videox"), (write_shards, "webdataset")]
+)
+def test_pictures_with_conditions(tmp_path, options, write, format):
+    """Condition i is the negative of picture i, 1 - 0.2 (i + 1)."""
+    folder = str(write(tmp_path / "data"))
+    assert find_format(folder) == format
+    rows = open_rows(folder, options)
+    assert show(rows) == EXPECTED
+    pairs = PairedPictures(rows, ["canny"], 8, folder)
+    assert [round(pairs.conditions(i)["canny"].mean().item(), 2) for i in range(4)] == [0.8, 0.6, 0.4, 0.2]
+    with pytest.raises(BadInputError, match="no conditioning_image_canny, conditioning_image_depth") as caught:
+        PairedPictures(rows, ["canny", "depth"], 8, folder)
+    assert "data.source=images" in caught.value.hint
+
+
+def test_captions_beside_pictures(tmp_path, options):
+    """Of a caption file the first line; without one, the name of the folder; 3 + 3 + 5 + 5 a epoch."""
+    folder = str(write_kohya(tmp_path / "data"))
+    assert find_format(folder) == "kohya"
+    rows = open_rows(folder, options)
+    assert show(rows) == [*EXPECTED[:2], ("sks dog", 0.6), ("sks dog", 0.8)]
+    assert [rows.repeats(i) for i in range(4)] == [3, 3, 5, 5]
+
+
+def test_captions_that_are_missing(tmp_path, options):
+    for name in ("a", "b", "c"):
+        save(tmp_path / "data" / f"{name}.png", png(0))
+    save(tmp_path / "data" / "b.txt", "b")
+    with pytest.raises(BadInputError, match="2 problems") as caught:
+        open_rows(str(tmp_path / "data"), options)
+    assert "a.png: no a.txt or a.caption beside it" in str(caught.value) and "c.png" in str(caught.value)
+
+
+def test_bad_rows_of_prompt_json(tmp_path, options):
+    folder = write_fill50k(tmp_path / "data")
+    lines = (folder / "prompt.json").read_text().splitlines()
+    lines[1:3] = ['{"source": "source/1.png", "target": "nowhere.png", "prompt": "b"}', '{"source": "source/2.png"}']
+    (folder / "prompt.json").write_text("\n".join([*lines, "{"]))
+    with pytest.raises(BadInputError) as caught:
+        open_rows(str(folder), options)
+    headline, *problems = str(caught.value).splitlines()
+    assert headline.endswith("prompt.json has 3 problems:")
+    for problem, start in zip(
+        problems, ['line 2: "target": no file', 'line 3: no "target"', "line 5: not valid json"], strict=True
+    ):
+        assert problem.strip().startswith(start)
+
+
+def test_bad_rows_of_videox(tmp_path, options):
+    folder = write_videox(tmp_path / "data", type="video")
+    with pytest.raises(BadInputError, match="4 problems") as caught:
+        open_rows(str(folder), options)
+    assert "row 1: \"type\" is 'video': only pictures are read" in str(caught.value)
+    save(folder / "metadata.json", '[{"file_path": "train/0.png", "text": "a"}, {"file_path": "train/1.png"},\n "x"]')
+    with pytest.raises(BadInputError, match=r'row 2: no "text"\n  row 3: not an object'):
+        open_rows(str(folder), options)
+    save(folder / "metadata.json", '[{"file_path": "train/0.png",\n "text": }]')
+    with pytest.raises(BadInputError, match="line 2: not valid json"):
+        open_rows(str(folder), options)
+    save(folder / "more.json", '[{"file_path": "train/0.png"}]')
+    with pytest.raises(BadInputError, match="2 of them: metadata.json, more.json"):
+        open_rows(str(folder), options)
+
+
+def test_prompt_json_needs_no_conditions_in_videox(tmp_path, options):
+    folder = write_videox(tmp_path / "data", control_file_path=None)
+    assert open_rows(str(folder), options).conditions == ()
+
+
+# Shards
+
+
+def test_shards_by_pattern_and_by_file(tmp_path, options):
+    folder = write_shards(tmp_path / "data")
+    assert show(open_rows(f"{folder}/*.tar", options)) == EXPECTED
+    assert show(open_rows(f"{folder}/00001.tar", options)) == EXPECTED[2:]
+
+
+def test_shards_by_braces(tmp_path, options):
+    pytest.importorskip("webdataset")
+    folder = write_shards(tmp_path / "data")
+    assert show(open_rows(f"{folder}/{{00000..00001}}.tar", options)) == EXPECTED
+    with pytest.raises(BadInputError, match=r"1 problem:\n  no file .*00002.tar"):
+        open_rows(f"{folder}/{{00000..00002}}.tar", options)
+
+
+def test_shards_of_webdataset_itself(tmp_path, options):
+    """What its own writer writes is read, and in the same order."""
+    webdataset = pytest.importorskip("webdataset")
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:
+        for grey, text in zip(GREYS, TEXTS, strict=True):
+            sink.write({"__key__": f"some/folder/{grey}", "png": png(grey), "txt": text})
+    assert show(open_rows(str(tmp_path / "a.tar"), options)) == EXPECTED
+
+
+def test_shards_are_indexed_once(tmp_path, options, monkeypatch):
+    """The second time no tar header is read; a shard that was written again is read again."""
+    import jdmctl.data.shards as shards
+
+    folder, seen, index = write_shards(tmp_path / "data"), [], shards._index
+    monkeypatch.setattr(shards, "_index", lambda shard, options: seen.append(shard.name) or index(shard, options))
+    for _ in range(2):
+        rows = open_rows(str(folder), options)
+    assert seen == ["00000.tar", "00001.tar"]
+    assert [rows.text(i) for i in (3, 0, 2, 1)] == ["d", "a", "c", "b"]
+    write_shard(folder / "00001.tar", [("x.jpg", png(0)), ("x.txt", "new")])
+    rows = open_rows(str(folder), options)
+    assert seen[2:] == ["00001.tar"] and [rows.text(i) for i in range(3)] == ["a", "b", "new"]
+
+
+def test_samples_of_a_shard_that_are_not_whole(tmp_path, options):
+    members = [("a.jpg", png(0)), ("b.jpg", png(0)), ("b.txt", "b"), ("c.txt", "c"), ("__note__", ""), ("d", "")]
+    shard = write_shard(tmp_path / "a.tar", members)
+    with pytest.raises(BadInputError, match="2 problems") as caught:
+        open_rows(str(shard), options)
+    assert "a.tar: a: no caption, only .jpg\n  a.tar: c: no picture, only .txt" in str(caught.value)
+
+
+def test_a_json_member_without_a_caption(tmp_path, options):
+    shard = write_shard(tmp_path / "a.tar", [("a.jpg", png(0)), ("a.json", '{"title": "x", "caption": null}')])
+    rows = open_rows(str(shard), options)
+    with pytest.raises(BadInputError, match="a.tar: a: its json has no caption or text or prompt; it has title"):
+        rows.text(0)
+    asked = ReadOptions(cache=options.cache, text_column="title")
+    assert open_rows(str(shard), asked).text(0) == "x"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda whole: whole[:600], "is cut short|not a whole tar"),
+        (lambda whole: b"\x1f\x8b" + whole, "is compressed"),
+        (lambda whole: b"nothing" * 200, "not a whole tar"),
+    ],
+)
+def test_bad_shards(tmp_path, options, content, message):
+    shard = write_shard(tmp_path / "a.tar", [("a.bmp", bytes(2000)), ("a.txt", "a")])
+    shard.write_bytes(content(shard.read_bytes()))
+    with pytest.raises(BadInputError, match=message):
+        open_rows(str(shard), options)
+
+
+def test_shards_elsewhere(options):
+    for path in ("https://example.org/{000..009}.tar", "pipe:cat a.tar"):
+        assert find_format(path) == "webdataset"
+        with pytest.raises(BadInputError, match="not on this machine"):
+            open_rows(path, options)
+
+
+def test_odd_pictures_in_a_shard(tmp_path, options):
+    """16 bits and transparency as from a file; a damaged one is named with its shard."""
+    Image.fromarray(np.full((32, 32), 51400, np.uint16)).save(tmp_path / "deep.png")
+    members = [("a.png", (tmp_path / "deep.png").read_bytes()), ("a.txt", "a"), ("b.png", png(9)[:45]), ("b.txt", "b")]
+    shard = write_shard(tmp_path / "a.tar", members)
+    rows = open_rows(str(shard), options)
+    assert Pictures(rows, 16).image(0).mean().item() == pytest.approx(200 / 255)
+    with pytest.raises(BadInputError, match=r"a.tar: b"):
+        Pictures(rows, 16).image(1)
+
+
+# Finding and looking
+
+
+def test_what_is_no_data_set(tmp_path, options):
+    with pytest.raises(BadInputError, match="no file or folder"):
+        find_format(str(tmp_path / "nowhere"))
+    save(tmp_path / "a" / "x.csv", "a")
+    with pytest.raises(BadInputError, match="it holds 1 .csv"):
+        find_format(str(tmp_path / "a"))
+    save(tmp_path / "a" / "x.png", png(0))
+    with pytest.raises(BadInputError, match="1 .png") as caught:
+        find_format(str(tmp_path / "a"))
+    assert "captions" in caught.value.hint
+    assert find_format("owner/name") == "hub"
+
+
+def test_size_of_a_turned_picture():
+    """EXIF orientation 6 lays a picture of 20 x 10 on its side."""
+    import io
+
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    Image.new("L", (20, 10)).save(stream, "png", exif=exif)
+    assert size_of(Packed("a", stream.getvalue())) == (20, 10)
+    assert size_of(Packed("a", png(0, (20, 10)))) == (10, 20)
+    assert read_image(Packed("a", png(0, (20, 10))), (8, 24)).shape == (3, 8, 24)
+
+
+def run(monkeypatch, tmp_path, *words):
+    monkeypatch.setenv("JDMCTL_CACHE", str(tmp_path / "cache"))
+    return CliRunner().invoke(app, ["data", "inspect", *map(str, words)])
+
+
+def test_inspect(tmp_path, monkeypatch):
+    folder = write_fill50k(tmp_path / "data")
+    done = run(monkeypatch, tmp_path, folder)
+    assert done.exit_code == 0, done.output
+    assert "controlnet, 4 rows" in done.output and "4 of 16 x 16" in done.output
+    (folder / "target" / "2.png").write_bytes(png(0, (30, 20)))
+    (folder / "source" / "3.png").write_bytes(b"")
+    done = run(monkeypatch, tmp_path, folder, "--json")
+    found = json.loads(done.output)
+    assert done.exit_code == 1 and found["sizes"] == {"16 x 16": 3, "30 x 20": 1}
+    assert found["conditions"] == ["conditioning_image"] and found["captions_different"] == 4
+    assert len(found["problems"]) == 1 and "source/3.png is not a picture" in found["problems"][0]
+
+
+def test_inspect_kohya_and_prompts(tmp_path, monkeypatch):
+    assert "4 rows, 16 an epoch" in run(monkeypatch, tmp_path, write_kohya(tmp_path / "data")).output
+    save(tmp_path / "prompts.txt", "a\nb\n")
+    assert "prompts, 2 rows" in run(monkeypatch, tmp_path, tmp_path / "prompts.txt").output
+    assert isinstance(run(monkeypatch, tmp_path, tmp_path / "data", "--format", "x").exception, BadInputError)
