@@ -57,8 +57,8 @@ def build_samples(recipe: Recipe, family: Any, controls: Mapping[str, Control], 
         for control in recipe.controls
     }
     if data.source == "tiny":
-        scenes = samples("train", data.num_samples), samples("val", num)
-        return Split(*(PictureSamples(pictures, extract) for pictures in scenes))
+        scenes = samples("train", data.num_samples)
+        return Split(PictureSamples(scenes, extract), PictureSamples(samples("val", num), extract))
     if data.source == "prompts":
         if recipe.method == "distill":
             return Split(*split(PromptSamples(PromptList(data.path)), data.num_samples, num))

@@ -12,6 +12,7 @@ from test_add_control import SET, add_control  # noqa: F401  the fixture
 from jdmctl.cli import app as cli
 from jdmctl.errors import RecipeError
 from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.training.draws import SampleDraws
 
 TINY = ("--student", "tiny", "--teacher", "tiny", "--control", "lowres")
 SIZES = ((64, 64), (128, 32), (60, 120), (64, 60))  # width, height
@@ -32,8 +33,7 @@ def write_pairs(folder: Path) -> Path:
 def test_ready_made_conditions_with_their_pictures(in_tiny_world, add_control, tmp_path):  # noqa: F811
     """fill50k's layout is recognised; an ordinary ControlNet, which learns from pictures, can be trained on it."""
     folder = write_pairs(tmp_path / "data")
-    add_control(*TINY, "--data", folder, "--method", "dsm", *SET,
-                "--set", "controls.lowres.teacher_branch=tiny", "-o", "run")  # fmt: skip
+    add_control(*TINY, "--data", folder, "--method", "dsm", *SET, "-o", "run")
     data = load_recipe("run").data
     assert (data.source, data.format) == ("conditions", "controlnet")
     assert Path("run/controlnet/config.json").exists()
@@ -47,11 +47,17 @@ def test_shards_are_trained_on(in_tiny_world, add_control, tmp_path):  # noqa: F
     assert (data.source, data.format) == ("images", "webdataset")
 
 
-def test_buckets_are_trained_on_and_resumed_exactly(in_tiny_world, add_control, tmp_path):  # noqa: F811
-    """Batches of squares, wide and tall pictures; two updates and two more are the same as four at once."""
+def test_buckets_are_trained_on_and_resumed_exactly(in_tiny_world, add_control, tmp_path, monkeypatch):  # noqa: F811
+    """Two updates and two more are the same as four at once.
+
+    In latents of 4 px a square is 16 x 16; 128 x 32 px is 8 high and 32 wide; 60 x 120 px is nearest to 48 x 80.
+    """
+    shapes, normal = set(), SampleDraws.normal
+    monkeypatch.setattr(SampleDraws, "normal", lambda *asked: shapes.add(asked[2]) or normal(*asked))
     folder = write_pairs(tmp_path / "data")
     words = [*TINY, "--data", folder, *SET, "--set", "data.buckets=true", "--set", "data.bucket_step_px=16"]
     add_control(*words, "-o", "whole")
+    assert {shape for shape in shapes if len(shape) == 3} == {(4, 16, 16), (4, 8, 32), (4, 20, 12)}
     add_control(*words, "--num-steps", 2, "-o", "parts")
     add_control("parts", "--resume", "--num-steps", 4)
     whole, parts = (load_file(f"{run}/controlnet/diffusion_pytorch_model.safetensors") for run in ("whole", "parts"))
