@@ -95,6 +95,11 @@ def _extracted(rows: Rows, extract: Mapping[str, Any], size: int | Callable[[int
 
 
 def _in_buckets(data: Data, family: Any, rows: Rows, train: Part, val: Part, make: _Make) -> Split:
+    if not family.any_aspect:
+        raise RecipeError(
+            f"family {family.name} is told a picture's size beside its prompt, and so far that of its square only",
+            hint="--set data.buckets=false",
+        )
     scale = family.pixels_per_latent
     if data.bucket_step_px % scale:
         raise RecipeError(

@@ -80,6 +80,12 @@ def test_a_step_that_is_no_multiple_of_a_latent(in_tiny_world, tmp_path, monkeyp
     assert "not a multiple of the 4 px" in str(error) and "data.bucket_step_px=16" in error.hint
 
 
+def test_a_family_that_is_told_the_size_is_refused(in_tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr("jdmctl.families.stable_diffusion.StableDiffusion.any_aspect", False)
+    folder = write_pairs(tmp_path / "data")
+    assert "its square only" in str(refused(monkeypatch, *TINY, "--data", folder, "--set", "data.buckets=true"))
+
+
 @pytest.mark.parametrize(
     ("data", "changes", "message"),
     [
