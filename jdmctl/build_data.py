@@ -107,6 +107,11 @@ def _in_buckets(data: Data, family: Any, rows: Rows, train: Part, val: Part, mak
             hint=f"--set data.bucket_step_px={scale * max(1, data.bucket_step_px // scale)}",
         )
     sizes = bucket_sizes(family.resolution_px, data.bucket_step_px)
+    if not sizes:
+        raise RecipeError(
+            f"data.bucket_step_px {data.bucket_step_px} is more than the {family.resolution_px} px of a picture",
+            hint=f"--set data.bucket_step_px={2 * scale}",
+        )
     chosen = buckets_of(rows, sizes, sorted(set(train.indices)), cache_folder() / "sizes")
     members: dict[Size, list[int]] = {}
     for place, index in enumerate(train.indices):

@@ -202,7 +202,7 @@ class Data(Section):
     )
     image_column: str = Field("", description="of tables and shards; found by its usual names if it is not said")
     text_column: str = ""
-    split: str = Field("train", description="of a data set on the hub or saved with several")
+    split: str = Field("train", description="of a data set on the hub, of parquet files, or saved with several")
     streaming: bool = Field(False, description="fetch the first num_samples of a hub data set or parquet, not all")
     buckets: bool = Field(False, description="keep aspect ratios: each batch has one, of about as many pixels")
     bucket_step_px: PositiveInt = Field(64, description="sides of buckets are multiples of it")

@@ -57,6 +57,7 @@ def write_kohya(folder: Path) -> Path:
         save(folder / "3_pictures" / f"{number}.{('txt', 'caption')[number]}", f"{text}\nsecond line\n")
     for number, grey in enumerate(GREYS[2:]):
         save(folder / "5_sks dog" / f"{number}.png", png(grey))
+    save(folder / "0_left out" / "0.png", png(0))
     return folder
 
 

@@ -58,6 +58,16 @@ def test_parquet_that_other_tools_wrote(tmp_path, options):
     check(open_rows(path, options))
 
 
+def test_files_of_another_split_stay_out(tmp_path, options):
+    path = write_parquet(tmp_path / "data")
+    table(text=["other"] * 4).to_parquet(f"{path}/test-00000.parquet")
+    check(open_rows(path, options))
+    rows = open_rows(path, ReadOptions(cache=options.cache, split="test"))
+    assert [rows.text(i) for i in range(len(rows))] == ["other"] * 4
+    with pytest.raises(BadInputError, match="data cannot be read: .*val"):
+        open_rows(path, ReadOptions(cache=options.cache, split="val"))
+
+
 def test_columns_that_cannot_be_guessed(tmp_path, options):
     path = write_parquet(tmp_path / "data", text=None, one=list(TEXTS), two=list(TEXTS))
     with pytest.raises(BadInputError, match=r"which column is the text\? It has image \(PIL.*one \(string\)") as caught:
@@ -102,6 +112,6 @@ def test_what_cannot_be_had(tmp_path, options):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
     with pytest.raises(BadInputError, match="a.parquet cannot be read"):
         open_rows(str(tmp_path / "a.parquet"), options)
-    with pytest.raises(BadInputError, match="cannot get nobody/nothing from the hub") as caught:
+    with pytest.raises(BadInputError, match="no folder nobody/nothing, and it cannot be had from the hub") as caught:
         open_rows("nobody/nothing", options)
     assert "data.split" in caught.value.hint

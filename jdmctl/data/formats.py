@@ -41,7 +41,7 @@ def open_rows(path: str, options: ReadOptions, format: str = "") -> Rows:
     read = getattr(import_module(f"jdmctl.data.{module}"), reader)
     if name in _PLAIN:
         if not Path(path).exists():
-            raise BadInputError(f"no file or folder {path}", hint="check the path")
+            raise BadInputError(f"no folder {path}, and no file either", hint="check the path")
         return read(Path(path))
     return read(path if name in ("hub", "webdataset") else Path(path), options)
 
@@ -63,7 +63,7 @@ def find_format(path: str) -> str:
         return "webdataset"
     if _HUB_NAME.fullmatch(path) and not place.suffix:
         return "hub"
-    raise BadInputError(f"no file or folder {path}", hint="check the path; a data set on the hub is called owner/name")
+    raise BadInputError(f"no folder {path}, and no file either", hint="check the path; on the hub it is owner/name")
 
 
 def _of_folder(folder: Path) -> str:

@@ -10,7 +10,6 @@ from jdmctl.data.formats import find_format, open_rows
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import SMALLEST_PX, read_image, size_of
 from jdmctl.data.prompts import PromptList
-from jdmctl.data.rows import Rows
 from jdmctl.errors import BadInputError
 
 _SHOWN_ROWS, _SHOWN_SIZES = 3, 8
@@ -28,7 +27,8 @@ def inspect(path: str, options: ReadOptions, format: str = "", num_opened: int =
         return {"path": path, "format": "prompts", "rows": len(texts), "first": texts[:_SHOWN_ROWS], "problems": []}
     name = format or find_format(path)
     rows = open_rows(path, options, name)
-    texts, problems = _texts(rows)
+    texts = [rows.text(index) for index in range(len(rows))]
+    problems: list[str] = []
     num = min(num_opened or len(rows), len(rows))
     opened = [len(rows) * number // num for number in range(num)]
     sizes: Counter[str] = Counter()
@@ -54,13 +54,3 @@ def inspect(path: str, options: ReadOptions, format: str = "", num_opened: int =
         "first": texts[:_SHOWN_ROWS],
         "problems": problems,
     }
-
-
-def _texts(rows: Rows) -> tuple[list[str], list[str]]:
-    texts, problems = [], []
-    for index in range(len(rows)):
-        try:
-            texts.append(rows.text(index))
-        except BadInputError as problem:
-            problems.append(str(problem))
-    return texts, problems

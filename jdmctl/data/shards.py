@@ -32,10 +32,10 @@ Span = tuple[int, int]  # where a member's bytes begin, how many they are
 class ShardRows:
     """Samples of tar files in the order in which they lie there, each at hand at once.
 
-    A tar file has no table of contents: the first time all headers of a shard are read (a seek for each member, not
-    its contents) and kept in the cache, 16 bytes a member and the names; after that a sample costs one seek. On a
-    network disk the first reading takes long; a shard that changed is read again. The shards must be local and not
-    compressed, since otherwise nothing can be found without reading all before it.
+    A tar file has no table of contents: the first time, all headers and captions of a shard are read (two seeks a
+    sample, no pictures) and where things lie is kept in the cache, 16 bytes a member and the names; after that a
+    sample costs one seek. On a network disk the first reading takes long; a shard that changed is read again. The
+    shards must be local and not compressed, since otherwise nothing can be found without reading all before it.
     """
 
     def __init__(self, shards: Sequence[Path], options: ReadOptions, name: str) -> None:
@@ -60,23 +60,7 @@ class ShardRows:
         return len(self._shard)
 
     def text(self, index: int) -> str:
-        """Raises BadInputError for a caption that is not UTF-8, or json without one."""
-        content, name = self._read(index, "text"), self._name(index)
-        try:
-            text = content.decode("utf-8-sig")
-            if not self._columns["is_json"][index]:
-                return text.strip()
-            row = json.loads(text)
-        except ValueError as problem:  # UnicodeDecodeError and JSONDecodeError are
-            raise BadInputError(f"{name}: its caption cannot be read: {problem}", hint="write it again") from problem
-        keys = [self._text_key] if self._text_key else _KEYS
-        found = [row[key] for key in keys if isinstance(row, dict) and isinstance(row.get(key), str)]
-        if not found:
-            has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise BadInputError(
-                f"{name}: its json has no {' or '.join(keys)}; it has {has}", hint="--set data.text_column=KEY"
-            )
-        return found[0]
+        return _caption(self._read(index, "text"), self._columns["is_json"][index], self._text_key)
 
     def picture(self, index: int, column: str = "") -> Packed:
         return Packed(self._name(index), self._read(index, column or "image"))
@@ -91,10 +75,7 @@ class ShardRows:
         return f"{self._shards[self._shard[index]]}: {self._columns['name'][index].decode()}"
 
     def _read(self, index: int, column: str) -> bytes:
-        start, size = self._columns[column][index].tolist()
-        with self._shards[self._shard[index]].open("rb") as stream:
-            stream.seek(start)
-            return stream.read(size)
+        return _read(self._shards[self._shard[index]], self._columns[column][index].tolist())
 
 
 def read_shards(path: str, options: ReadOptions) -> ShardRows:
@@ -165,6 +146,11 @@ def _index(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], li
             lacks = " and ".join(what for what, kind in (("picture", image), ("caption", text)) if not kind)
             problems.append(f"{name}: no {lacks}, only .{', .'.join(sorted(members))}")
             continue
+        try:
+            _caption(_read(shard, members[text]), text == "json", options.text_column)
+        except ValueError as problem:
+            problems.append(f"{name}.{text}: {problem}")
+            continue
         names.append(name.encode())
         columns["image"].append(members[image])
         columns["text"].append(members[text])
@@ -177,6 +163,26 @@ def _index(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], li
         if not without:
             table[column] = np.array([kinds[column] for kinds in others])
     return table, problems
+
+
+def _read(shard: Path, span: Span) -> bytes:
+    with shard.open("rb") as stream:
+        stream.seek(span[0])
+        return stream.read(span[1])
+
+
+def _caption(content: bytes, is_json: bool, key: str) -> str:
+    """Raises ValueError for what is not UTF-8, or json without a caption."""
+    text = content.decode("utf-8-sig")
+    if not is_json:
+        return text.strip()
+    row = json.loads(text)
+    keys = [key] if key else _KEYS
+    found = [row[key] for key in keys if isinstance(row, dict) and isinstance(row.get(key), str)]
+    if not found:
+        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"no {' or '.join(keys)}, but {has} (data.text_column names another)")
+    return found[0]
 
 
 def _first(members: dict[str, Span], kinds: Sequence[str]) -> str:

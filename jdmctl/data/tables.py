@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,19 +36,20 @@ class TableRows:
         for column in (self._image, *self.conditions):
             if isinstance(features[column], Image):
                 table = table.cast_column(column, Image(decode=False))
-        self._rows = table
-        self._texts = table.select_columns([self._text])
+        self._columns = {
+            column: table.select_columns([column]) for column in (self._text, self._image, *self.conditions)
+        }
         self._require_whole()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._columns[self._text])
 
     def text(self, index: int) -> str:
-        return self._texts[index][self._text]
+        return self._columns[self._text][index][self._text]
 
     def picture(self, index: int, column: str = "") -> Picture:
         column = column or self._image
-        found, name = self._rows[index][column], f"{self._name} row {index} ({column})"
+        found, name = self._columns[column][index][column], f"{self._name} row {index} ({column})"
         if isinstance(found, Mapping):
             found = found["path"] if found.get("bytes") is None else found["bytes"]
         if found is None:
@@ -60,16 +60,16 @@ class TableRows:
         return 1
 
     def identity(self) -> str:
-        files = [Path(part["filename"]) for part in self._rows.cache_files]
+        files = [Path(part["filename"]) for part in self._columns[self._text].cache_files]
         return identity_of(files) if files else f"{self._name} {len(self)}"
 
     def _require_whole(self) -> None:
         """Raises BadInputError with all rows that have no caption or no picture."""
-        if not len(self._rows):
+        if not len(self):
             raise BadInputError(f"{self._name} has no rows", hint="give another file or split")
         problems = []
-        for column in (self._text, self._image, *self.conditions):
-            values = self._rows.select_columns([column]).with_format("arrow")[:][column]
+        for column, rows in self._columns.items():
+            values = rows.with_format("arrow")[:][column]
             if values.null_count:
                 empty = [number for number, is_null in enumerate(values.is_null().to_pylist()) if is_null]
                 problems += [f"row {number}: no {column!r}" for number in empty]
@@ -78,7 +78,7 @@ class TableRows:
 
 
 def read_parquet(path: Path, options: ReadOptions) -> TableRows:
-    """A parquet file, or all below a folder in the order of their paths.
+    """A parquet file, or those below a folder that belong to a split, by their names (`train-00000-of-00002.parquet`).
 
     They are converted once to Arrow files in the cache, which takes about as much room again; `options.stream`
     converts the first rows only. Raises BadInputError for what is not parquet, or has no such columns.
@@ -86,7 +86,8 @@ def read_parquet(path: Path, options: ReadOptions) -> TableRows:
     files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)]
     if not files:
         raise BadInputError(f"{path} holds no .parquet file", hint="check the path")
-    return TableRows(_load("parquet", options, "train", data_files=files), str(path), options)
+    where = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
+    return TableRows(_load("parquet", options, where, files), str(path), options)
 
 
 def read_saved(path: Path, options: ReadOptions) -> TableRows:
@@ -110,37 +111,43 @@ def read_hub(name: str, options: ReadOptions) -> TableRows:
     With `options.stream` no more than the first rows of the split are fetched, once, and kept: a stream itself has no
     row 17 to come back to, which resuming a run needs. Raises BadInputError where the hub has no such thing.
     """
-    return TableRows(_load(name, options, options.split), f"{name} ({options.split})", options)
+    return TableRows(_load(name, options, {}, []), f"{name} ({options.split})", options)
 
 
-def _load(builder: str, options: ReadOptions, split: str, data_files: Sequence[str] | None = None) -> Any:
+def _load(builder: str, options: ReadOptions, where: Mapping[str, str], files: Sequence[str]) -> Any:
+    """What `load_dataset` makes of a hub name, or of local `files`, which it is told by `where`."""
     datasets = _library()
-    what = f"{os.path.commonpath(data_files)} cannot be read" if data_files else f"cannot get {builder} from the hub"
-    hint = "check the file" if data_files else "check the name, data.split and the connection, or give a local folder"
-    local = {"cache_dir": str(options.cache / "tables")} if data_files else {}
+    split = "train" if "data_files" in where else options.split
+    what, hint = f"{''.join(where.values())} cannot be read", "check the file, and data.split"
+    if not files:
+        what = f"no folder {builder}, and it cannot be had from the hub"
+        hint = "check the name, data.split and the connection, or give a local folder"
+    local = {"cache_dir": str(options.cache / "tables")} if files else {}
     with _told(what, hint):
-        if not options.stream:
-            return datasets.load_dataset(builder, split=split, data_files=data_files, **local)
-        return _streamed(builder, options, split, data_files)
+        if options.stream:
+            return _streamed(builder, split, options, where, files)
+        return datasets.load_dataset(builder, split=split, **where, **local)
 
 
-def _streamed(builder: str, options: ReadOptions, split: str, data_files: Sequence[str] | None) -> Any:
+def _streamed(builder: str, split: str, options: ReadOptions, where: Mapping[str, str], files: Sequence[str]) -> Any:
     """The first rows as a table of their own in the cache; made in whole or not at all."""
     datasets = _library()
-    stamps = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in data_files or ()]
-    key = json.dumps([builder, split, stamps, options.stream])
+    key = json.dumps([builder, split, identity_of([Path(file) for file in files]), options.stream])
     kept = options.cache / "streams" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if not kept.is_dir():
-        stream = datasets.load_dataset(builder, split=split, data_files=data_files, streaming=True)
+        stream = datasets.load_dataset(builder, split=split, streaming=True, **where)
         for column, kind in (stream.features or {}).items():
             if isinstance(kind, datasets.Image):
                 stream = stream.cast_column(column, datasets.Image(decode=False))
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".partial") as partial:
             rows = datasets.Dataset.from_generator(
-                _rows_of, gen_kwargs={"stream": stream, "num": options.stream}, features=stream.features,
-                cache_dir=partial, keep_in_memory=False,
-            )  # fmt: skip
+                _rows_of,
+                gen_kwargs={"stream": stream, "num": options.stream},
+                features=stream.features,
+                cache_dir=partial,
+                fingerprint=kept.name,
+            )
             rows.save_to_disk(f"{partial}/whole")
             try:
                 Path(partial, "whole").rename(kept)
