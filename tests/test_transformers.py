@@ -2,9 +2,16 @@
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, PixArtAlphaPipeline, SanaControlNetPipeline, StableDiffusion3ControlNetPipeline
+from diffusers import (
+    DDPMScheduler,
+    PixArtAlphaPipeline,
+    SanaControlNetPipeline,
+    StableDiffusion3ControlNetPipeline,
+    ZImageControlNetModel,
+    ZImageControlNetPipeline,
+)
 from test_family_contract import PROMPTS, condition_of, drawn, noise_of, quiet, speak
-from tiny_transformers import SIZE, UNBINNED, random_pixart, random_sana, random_sd3, signed
+from tiny_transformers import SIZE, UNBINNED, random_pixart, random_sana, random_sd3, random_z_image, signed
 
 from jdmctl.families.names import family_class
 
@@ -36,6 +43,23 @@ def test_a_controlnet_of_sd3_without_pooled_text_is_called_as_it_was_trained(tmp
     condition = condition_of(family)
     theirs = pipe(PROMPTS, latents=noise_of(family), control_image=signed(condition), **ONE_STEP)
     assert (drawn(family, {"canny": condition}) - theirs.images).abs().max() < 1e-4
+
+
+def test_a_controlnet_of_z_image_with_room_for_inpainting_is_called_with_zeros_there(tmp_path):
+    """Version 2's take 33 channels: the condition's latent, and what is to be kept."""
+    torch.manual_seed(0)
+    random_z_image(tmp_path).save_pretrained(tmp_path / "teacher")
+    family = family_class("z_image").load(tmp_path / "teacher", tmp_path / "teacher")
+    config = family.add_control_branch("canny").config
+    wide = ZImageControlNetModel.from_config({**config, "control_in_dim": 9, "add_control_noise_refiner":
+        "control_noise_refiner", "control_refiner_layers_places": [0]})  # fmt: skip
+    speak(wide)
+    wide.save_pretrained(tmp_path / "wide")
+    family.add_control_branch("canny", tmp_path / "wide")
+    pipe = quiet(ZImageControlNetPipeline.from_pretrained(tmp_path / "teacher", controlnet=wide.eval()))
+    condition, asked = condition_of(family), ONE_STEP | {"guidance_scale": 0.0, "controlnet_conditioning_scale": 1.0}
+    theirs = pipe([*PROMPTS], latents=noise_of(family), control_image=signed(condition), **SIZE, **asked).images
+    assert (drawn(family, {"canny": condition}) - theirs).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("sample_size", [8, 128])

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jdmctl.diffusion.schedule import NetworkSchedule
@@ -256,11 +257,8 @@ class Family:
 
     def save_student(self, folder: str | Path) -> None:
         """Write the student as a diffusers pipeline folder that draws in one step from pure noise."""
-        backbone = {self.subfolder: self.student.backbone}
-        scheduler = self.one_step_scheduler()
-        self.pipeline_class(
-            **backbone, **self.parts, **self.pipeline_options, scheduler=scheduler
-        ).save_pretrained(folder)  # fmt: skip
+        parts = {self.subfolder: self.student.backbone, **self.parts, **self.pipeline_options}
+        self.pipeline_class(**parts, scheduler=self.one_step_scheduler()).save_pretrained(folder)
 
     def save_control_branch(self, name: str, folder: str | Path) -> None:
         """Write the student's branch as a folder of its own diffusers class (safetensors)."""
@@ -274,9 +272,7 @@ class Family:
 
     def load_student_lora(self, folder: str | Path) -> None:
         """Put on the student what `save_student_lora` wrote."""
-        self.student.backbone.load_lora_adapter(
-            str(folder), prefix=self.subfolder, weight_name="pytorch_lora_weights.safetensors"
-        )
+        self.put_lora(self.student.backbone, load_file(Path(folder, "pytorch_lora_weights.safetensors")))
 
     @torch.no_grad()
     def multistep(

@@ -13,7 +13,7 @@ from diffusers.utils import is_bs4_available, is_ftfy_available
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5EncoderModel, T5Tokenizer
 
@@ -127,9 +127,6 @@ class PixArt(TransformerFamily):
             {f"{self.subfolder}.{name}": value.contiguous() for name, value in layers.items()},
             Path(folder, "pytorch_lora_weights.safetensors"),
         )
-
-    def load_student_lora(self, folder: str | Path) -> None:
-        self.put_lora(self.student.backbone, load_file(Path(folder, "pytorch_lora_weights.safetensors")))
 
 
 class PixArtAlpha(PixArt):

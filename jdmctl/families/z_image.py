@@ -16,7 +16,7 @@ from jdmctl.families.transformer import TransformerDenoiser
 from jdmctl.families.transformer_family import FlowFamily
 from jdmctl.types import Controls, Prompt
 
-_BLOCKS_APART = 5  # of the layers that a new branch speaks to, as in alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union
+_BLOCKS_APART = 5  # that a new branch speaks to: VideoX-Fun, config/z_image/z_image_control.yaml
 _LENT = (
     "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner", "context_refiner", "x_pad_token",
     "cap_pad_token", "t_scale",
@@ -42,6 +42,8 @@ class ZImageDenoiser(TransformerDenoiser):
         places: list[int] = []
 
         def branch_adds(branch: ZImageControlNetModel, condition: Tensor, scale: float) -> Sequence[Tensor]:
+            unused = branch.config.control_in_dim - condition.shape[1]  # later ControlNets have room for inpainting
+            condition = nn.functional.pad(condition, (0, 0, 0, 0, 0, unused))
             spoken = branch(*told, _listed(condition), conditioning_scale=scale)
             places[:] = spoken
             return list(spoken.values())
