@@ -65,6 +65,11 @@ def build_samples(recipe: Recipe, family: Any, controls: Mapping[str, Control], 
         drawn = _student_pictures(recipe, family, device)
         return Split(*split(PictureSamples(drawn, extract), data.num_samples, num))
     if data.source == "conditions" and (data.format or find_format(data.path)) == "imagefolder":
+        if data.buckets:
+            raise RecipeError(
+                "data.buckets are for pictures, and condition maps of an imagefolder have none",
+                hint="--set data.buckets=false",
+            )
         maps = ConditionFolder(data.path, list(controls), family.resolution_px)
         return Split(*split(MapSamples(maps), data.num_samples, num))
     rows = open_rows(data.path, read_options(data), data.format)

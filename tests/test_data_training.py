@@ -86,6 +86,13 @@ def test_a_family_that_is_told_the_size_is_refused(in_tiny_world, tmp_path, monk
     assert "its square only" in str(refused(monkeypatch, *TINY, "--data", folder, "--set", "data.buckets=true"))
 
 
+def test_buckets_of_maps_without_pictures_are_refused(in_tiny_world, tmp_path, monkeypatch):
+    save(tmp_path / "data" / "a.png", png(0))
+    save(tmp_path / "data" / "metadata.jsonl", '{"conditioning_image": "a.png", "text": "a"}')
+    words = [*TINY, "--data", tmp_path / "data", "--set", "data.buckets=true"]
+    assert "have none" in str(refused(monkeypatch, *words))
+
+
 @pytest.mark.parametrize(
     ("data", "changes", "message"),
     [
