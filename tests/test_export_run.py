@@ -66,12 +66,12 @@ def standard(tmp_path_factory):
 
 
 def finished_run(
-    folder: Path, student: Path, trainable: str = "frozen", controls: Sequence[str] = ("canny",), **model: Any
+    folder: Path, student: Path, trainable: str = "frozen", controls: Sequence[str] = ("canny",), model: Any = ()
 ) -> Path:
     """What a run would leave, its branches and LoRA filled with numbers that matter."""
     values = {
         "name": "mine",
-        "model": {"teacher": str(student), "student": str(student), **model},
+        "model": {"teacher": str(student), "student": str(student), **dict(model)},
         "controls": [{"name": name} for name in controls],
         "student": {"trainable": trainable, "rank": 3},
         "data": {"source": "images", "path": "photos"},
@@ -112,10 +112,10 @@ def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jd
     run = finished_run(tmp_path / "run", standard, "lora", ("canny", "softedge"))
     monkeypatch.chdir(tmp_path)
     out = Path("out")
-    code, text, _ = jdmctl_command(
+    code, text, error = jdmctl_command(
         "export", "run", "--output", out, "--format", "comfyui", "--format", "kohya", "--dtype", "bf16", "--json"
     )
-    assert code == 0
+    assert code == 0, error
     record = json.loads(text)
     assert record["largest_difference"].keys() == {"folders", "single files"}
     assert max(record["largest_difference"].values()) <= 1 / 255
@@ -284,7 +284,7 @@ def test_students_in_other_forms_and_families(form, tmp_path, jdmctl_command, mo
         )
         layers = get_peft_model_state_dict(pipeline.unet)
         save_file({f"unet.{key}": value.contiguous() for key, value in layers.items()}, given["student"])
-    run = finished_run(tmp_path / "run", tmp_path, **given)
+    run = finished_run(tmp_path / "run", tmp_path, model=given)
     monkeypatch.setattr(jdmctl.export.check, "_run", lambda job, file: jdmctl.export.plain.draw(job))
     code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--format", "comfyui", "--json")
     assert code == 0, error

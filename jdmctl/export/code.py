@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jdmctl.export.products import Product
+from jdmctl.export.products import LORA_FILE, Product
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[s
     body.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{settings})")
     for product in products:
         if product.kind == "student_lora":
-            folder, file = f'"{at}", subfolder="{product.name}"', f'"{at}/{files.get(product.name)}"'
-            body.append(f"pipe.load_lora_weights({file if product.name in files else folder})")
+            inside = files.get(product.name, f"{product.name}/{LORA_FILE}")
+            body.append(f'pipe.load_lora_weights("{at}", weight_name="{inside}")')
     head = ["import torch", f"from diffusers import {', '.join(sorted(classes))}"]
     head += ["from safetensors.torch import load_file"] if origin.form == "weights" else []
     return [*head, *body]
