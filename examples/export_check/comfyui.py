@@ -64,7 +64,10 @@ def main() -> None:
     given = options.parse_args()
     comfy = load_comfy(given.comfyui)
     if given.export:
-        for file in sorted(given.export.glob("controlnet-*.safetensors")):
+        files = sorted(given.export.glob("controlnet-*.safetensors"))
+        if not files:
+            sys.exit(f"{given.export} holds no controlnet-NAME.safetensors: was it exported with --format comfyui?")
+        for file in files:
             folders = [f for f in sorted(given.export.glob("controlnet*")) if f.is_dir()]
             folder = next(f for f in folders if len(folders) == 1 or f.name == file.stem)
             net = ControlNetModel.from_pretrained(folder).float()
