@@ -100,10 +100,12 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
         source = "student" if is_new else resolve(control.init, f"controlnet_{control.name}")
         if recipe.method == "redistill" and is_new:
             source = resolve(control.teacher_branch, f"controlnet_{control.name}")
+        kind = (control.branch, control.rank)
         if recipe.method == "dsm":  # an ordinary ControlNet is the teacher's, and lent to the student
-            family.student.branches[control.name] = family.add_control_branch(control.name, source, family.teacher)
+            branch = family.add_control_branch(control.name, source, family.teacher, *kind)
+            family.student.branches[control.name] = branch
         else:
-            family.add_control_branch(control.name, source)
+            family.add_control_branch(control.name, source, family.student, *kind)
         if recipe.method in AWARE_TEACHERS:
             given = resolve(control.teacher_branch, f"controlnet_{control.name}")
             family.add_control_branch(control.name, given, family.teacher).eval().requires_grad_(False)

@@ -127,6 +127,8 @@ class Recipe(Section):
             raise ValueError(f"method: {self.method} trains control branches alone: leave out student.trainable")
         if self.method in NEW_STUDENTS and self.student.trainable == "lora":
             raise ValueError(f"method: {self.method} trains all of a new student: leave out student.trainable")
+        if self.method == "redistill" and any(control.branch != "controlnet" for control in self.controls):
+            raise ValueError("method: redistill takes its branches from teacher_branch: leave out branch")
         if self.method == "redistill" and wants_dsm:
             raise ValueError("method: redistill takes its branches from teacher_branch: leave out init: dsm")
         if self.student.l2_to_start and self.student.trainable == "frozen":

@@ -87,6 +87,11 @@ class Reward(HeldOutReward):
 class Control(Section):
     name: Annotated[str, _one_of("control", control_names)]
     ratio: NonNegativeFloat = Field(1.0, description="|lambda grad energy| / |grad fidelity| once calibrated")
+    branch: Literal["controlnet", "controlnet_lora", "t2i_adapter"] = Field(
+        "controlnet",
+        description="or the student's own encoder with LoRA, saved as a ControlNet; or a light T2I-Adapter",
+    )
+    rank: PositiveInt = Field(16, description="of branch: controlnet_lora")
     init: str = Field("student", description="the branch starts as student, dsm, or a ControlNet")
     ramp_steps: Count = Field(
         default_factory=lambda given: 50 if given.get("init") == "student" else 0,
@@ -94,6 +99,12 @@ class Control(Section):
     )
     teacher_branch: str = Field("", description="ControlNet on the teacher, for methods whose teacher sees the control")
     options: dict[str, Any] = Field(default_factory=dict, description="of the control itself")
+
+    @model_validator(mode="after")
+    def _starts_as_its_kind(self) -> Self:
+        if self.branch != "controlnet" and self.init not in ("student", "dsm"):
+            raise ValueError(f"branch: {self.branch} starts new: leave out init: {self.init}")
+        return self
 
 
 def _known_divergence(name: str) -> str:

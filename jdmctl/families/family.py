@@ -1,54 +1,34 @@
 """What every family does alike: loading, branches, LoRA, the fake score, the teacher's own sampling, saving.
 
-A family is a subclass that fills in the gaps: class attributes for what is only named, and the methods under
-"a family's own" for what is done in its own way.
+A family is a subclass that fills in the gaps which `FamilyHooks` lists.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jdmctl.diffusion.schedule import NetworkSchedule
 from jdmctl.errors import BadInputError
 from jdmctl.families.base import DiffusionDenoiser
-from jdmctl.families.codec import LatentCodec
-from jdmctl.families.folders import load_component, read_config, require_pipeline
-from jdmctl.families.prompts import repeat
-from jdmctl.families.schedulers import ddim, discrete_schedule, one_step
+from jdmctl.families.hooks import FamilyHooks
 from jdmctl.families.sharing import twin
 from jdmctl.families.student_forms import load_student
-from jdmctl.types import Codec, Controls, Prompt
+from jdmctl.types import Controls, Prompt
 
 
-class Family:
+class Family(FamilyHooks):
     """A teacher and its one-step student, with everything that a run needs of them.
 
     `parts` are the components of the pipeline that both share, by their names in it (vae, text_encoder, ...).
     """
-
-    name: ClassVar[str]
-    pipelines: ClassVar[tuple[str, ...]]  # classes of pipeline folders that are accepted
-    pipeline_class: Any  # the diffusers class that a student is saved as
-    pipeline_options: ClassVar[Mapping[str, Any]] = {}  # of that class, beside its parts
-    backbone_class: ClassVar[Any]
-    subfolder: ClassVar[str]  # of the backbone: unet, transformer
-    denoiser_class: ClassVar[type[DiffusionDenoiser]]
-    part_classes: ClassVar[Mapping[str, Any]]  # subfolder -> class; those with weights are frozen
-    must_agree: ClassVar[tuple[str, ...]]  # keys of the backbone's config that fit a student to its teacher
-    lora_targets: ClassVar[tuple[str, ...]]
-    layout: ClassVar[torch.memory_format] = torch.channels_last  # of weights; video VAEs cannot have this one
-    any_aspect: ClassVar[bool] = False  # pictures may differ in shape: nothing but x_t tells the backbone their size
-    index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
-
-    codec: Any  # a Codec; the families here have a `vae` in it
 
     def __init__(
         self,
@@ -101,101 +81,6 @@ class Family:
             student_config=own_config,
         ).to(device)
 
-    # --- a family's own ---------------------------------------------------------------------------
-
-    def encode_prompt(self, texts: Sequence[str]) -> Prompt:
-        """What the backbone is told by texts; only this family looks inside."""
-        raise NotImplementedError
-
-    def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
-        """A control branch for a denoiser that adds nothing yet."""
-        raise NotImplementedError
-
-    def load_branch(self, source: str | Path, denoiser: DiffusionDenoiser) -> nn.Module:
-        """A saved branch. Raises ConditionMismatchError if it does not fit the denoiser."""
-        raise NotImplementedError
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """C, h, w."""
-        config = self.student.backbone.config
-        return config.in_channels, config.sample_size, config.sample_size
-
-    @property
-    def pixels_per_latent(self) -> int:
-        return 2 ** (len(self.parts["vae"].config.block_out_channels) - 1)
-
-    def make_codec(self) -> Codec:
-        return LatentCodec(self.parts["vae"])
-
-    def empty_prompt(self, size: int) -> Prompt:
-        """What guidance leads away from, for a batch of that size."""
-        return repeat(self.encode_prompt([""]), size)
-
-    @classmethod
-    def require_folder(cls, folder: str | Path, role: str) -> None:
-        """Raises BadInputError if a folder does not hold a pipeline of this family."""
-        require_pipeline(folder, role, cls.pipelines)
-
-    @classmethod
-    def load_backbone(cls, folder: str | Path) -> nn.Module:
-        return load_component(cls.backbone_class, folder, cls.subfolder)
-
-    @classmethod
-    def load_parts(cls, folder: str | Path) -> dict[str, Any]:
-        return {name: load_component(kind, folder, name) for name, kind in cls.part_classes.items()}
-
-    @classmethod
-    def read_scheduler(cls, folder: str | Path) -> Mapping[str, Any]:
-        """What the config file of a folder's scheduler says."""
-        return read_config(folder, "scheduler", "scheduler_config.json")
-
-    @classmethod
-    def make_schedule(cls, config: Mapping[str, Any], backbone: nn.Module) -> tuple[NetworkSchedule, str]:
-        """The schedule and the prediction type that a scheduler's config means for a backbone."""
-        return discrete_schedule(config)
-
-    @classmethod
-    def noise_scale(cls, config: Mapping[str, Any]) -> float:
-        """What a scheduler makes of N(0, 1) noise before a network sees it in a first and only step."""
-        return 1.0
-
-    def make_sampler(self, num_steps: int, device: torch.device) -> Any:
-        """A diffusers scheduler with the teacher's own deterministic steps set: DDIM at trailing timesteps."""
-        return ddim(self.sampler_config, num_steps, device)
-
-    @staticmethod
-    def guide(output: Tensor, free: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance of the network's output, as the family's own pipeline has it."""
-        return free + scale * (output - free)
-
-    def one_step_scheduler(self) -> Any:
-        """The diffusers scheduler that a saved student draws with, in one step from pure noise."""
-        return one_step(self.student_config, self.student.prediction, self.student.noise_scale)
-
-    @classmethod
-    def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
-        """The tensors of a LoRA file in diffusers' keys, and their alphas if these stand apart."""
-        found = cls.pipeline_class.lora_state_dict(dict(weights))
-        return found if isinstance(found, tuple) else (found, None)
-
-    @classmethod
-    def put_lora(cls, backbone: Any, layers: Mapping[str, Tensor], alphas: Any = None) -> None:
-        """Give a backbone the LoRA layers of a file, in diffusers' keys."""
-        backbone.load_lora_adapter(dict(layers), prefix=cls.subfolder, network_alphas=alphas)
-
-    @classmethod
-    def merge_lora(cls, backbone: Any) -> None:
-        """Add a backbone's LoRA layers to its weights."""
-        backbone.fuse_lora()
-        backbone.unload_lora()
-
-    def add_lora(self, backbone: Any, rank: int) -> None:
-        """Give a backbone LoRA layers that train."""
-        backbone.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(self.lora_targets)))
-
-    # --- alike for all ----------------------------------------------------------------------------
-
     def to(self, device: str | torch.device) -> Self:
         modules: tuple[Any, ...] = (self.teacher, self.student, self.parts.get("vae", nn.Module()))
         for module in modules:  # channels_last makes convolutions up to 1.9x faster, on CPU too
@@ -223,17 +108,27 @@ class Family:
                 )
 
     def add_control_branch(
-        self, name: str, init: str | Path = "student", denoiser: DiffusionDenoiser | None = None
+        self,
+        name: str,
+        init: str | Path = "student",
+        denoiser: DiffusionDenoiser | None = None,
+        kind: str = "controlnet",
+        rank: int = 16,
     ) -> Any:
-        """Give a denoiser (default: the student) a trainable branch: a new one, or one that was saved.
+        """Give a denoiser (default: the student) a trainable branch: a new one of a kind, or one that was saved.
 
         Raises:
             ConditionMismatchError: a saved branch does not fit the backbone.
         """
         denoiser = denoiser or self.student
-        branch: Any = self.new_branch(denoiser) if init == "student" else self.load_branch(init, denoiser)
+        branch: Any
+        if init != "student":
+            branch = self.load_branch(init, denoiser)
+        else:
+            branch = self.new_branch(denoiser) if kind == "controlnet" else self.light_branch(denoiser, kind, rank)
         branch.to(next(denoiser.parameters()).device, memory_format=torch.channels_last)
-        denoiser.branches[name] = branch.train().requires_grad_(True)
+        denoiser.branches[name] = branch.train()
+        self.train_branch(branch)
         return branch
 
     def make_fake_score(

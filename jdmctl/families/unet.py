@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from diffusers import T2IAdapter
 from torch import Tensor
 
 from jdmctl.families.base import DiffusionDenoiser, frozen
@@ -18,17 +19,17 @@ class UNetDenoiser(DiffusionDenoiser):
         return {"encoder_hidden_states": prompt}
 
     def network(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> Tensor:
-        down, middle = self._residuals(x_t, timestep, prompt, controls)
+        added = self._additions(x_t, timestep, prompt, controls)
         return self.backbone(
             x_t, timestep, **self.words(prompt),
-            down_block_additional_residuals=down, mid_block_additional_residual=middle, return_dict=False,
+            **added, return_dict=False,
         )[0]  # fmt: skip
 
     def features(self, x_t: Tensor, t: Tensor, prompt: Prompt, controls: Controls | None = None) -> list[Tensor]:
         """The UNet's way down, each block's output and then the middle's; the way up is not computed."""
         unet, timestep = self.backbone, self.schedule.timestep(t)
         with frozen(self):
-            _, middle = self._residuals(x_t, timestep, prompt, controls or {})
+            middle = self._additions(x_t, timestep, prompt, controls or {}).get("mid_block_additional_residual")
             words = self.words(prompt)
             text = {"encoder_hidden_states": words["encoder_hidden_states"]}
             embedding = unet.time_embedding(unet.time_proj(timestep).to(x_t.dtype))
@@ -54,18 +55,20 @@ class UNetDenoiser(DiffusionDenoiser):
     def summary_width(self) -> int:
         return self.backbone.config.cross_attention_dim
 
-    def _residuals(
-        self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls
-    ) -> tuple[list[Tensor] | None, Tensor | None]:
-        """What the control branches add to the UNet's way down and to its middle."""
-        down: list[Tensor] | None = None
-        middle: Tensor | None = None
+    def _additions(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> dict[str, Any]:
+        """What the control branches add to the UNet on its way down and in its middle, by diffusers' arguments."""
+        sums: dict[str, list[Tensor]] = {}
         for name, condition in controls.items():
-            scale = self.control_scales.get(name, 1.0)
-            branch_down, branch_middle = self.branches[name](
-                x_t, timestep, controlnet_cond=condition, conditioning_scale=scale, return_dict=False,
-                **self.words(prompt),
-            )  # fmt: skip
-            down = branch_down if down is None else [a + b for a, b in zip(down, branch_down, strict=True)]
-            middle = branch_middle if middle is None else middle + branch_middle
-        return down, middle
+            branch, scale = self.branches[name], self.control_scales.get(name, 1.0)
+            if isinstance(branch, T2IAdapter):
+                said = {"down_intrablock_additional_residuals": [scale * feature for feature in branch(condition)]}
+            else:
+                down, middle = branch(
+                    x_t, timestep, controlnet_cond=condition, conditioning_scale=scale, return_dict=False,
+                    **self.words(prompt),
+                )  # fmt: skip
+                said = {"down_block_additional_residuals": down, "mid_block_additional_residual": [middle]}
+            for place, values in said.items():
+                before = sums.get(place)
+                sums[place] = [a + b for a, b in zip(before, values, strict=True)] if before else list(values)
+        return {place: values[0] if place.startswith("mid") else values for place, values in sums.items()}

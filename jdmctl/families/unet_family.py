@@ -1,4 +1,4 @@
-"""What families with a UNet2DConditionModel share: the backbone, ControlNets beside it, LoRA targets."""
+"""What families with a UNet2DConditionModel share: the backbone, control branches beside it, LoRA targets."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from jdmctl.errors import BadInputError, ConditionMismatchError
+from jdmctl.errors import BadInputError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.family import Family
-from jdmctl.families.folders import load_component
+from jdmctl.families.unet_branches import ControlNetLora, load_branch, new_adapter
 
 # Schedulers in whose terms x = x0 + sigma noise; the others start from N(0, 1)
 _EXPLODING = {kind.__name__: kind for kind in (EulerDiscreteScheduler, EulerAncestralDiscreteScheduler)}
@@ -59,30 +59,37 @@ class UNetFamily(Family):
 
     def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
         """A ControlNet: a copy of the UNet's encoder."""
-        branch = ControlNetModel.from_unet(
-            denoiser.backbone, conditioning_embedding_out_channels=self._embedding_channels()
-        )
+        return self._controlnet(ControlNetModel, denoiser)
+
+    def light_branch(self, denoiser: DiffusionDenoiser, kind: str, rank: int) -> nn.Module:
+        if kind == "controlnet_lora":
+            branch = self._controlnet(ControlNetLora, denoiser)
+            branch.borrow(denoiser.backbone, self.lora_targets, rank)
+            return branch
+        if kind == "t2i_adapter":
+            return new_adapter(denoiser.backbone, self.pixels_per_latent)
+        return super().light_branch(denoiser, kind, rank)
+
+    def train_branch(self, branch: nn.Module) -> None:
+        if isinstance(branch, ControlNetLora):
+            branch.open()
+        else:
+            super().train_branch(branch)
+
+    def save_control_branch(self, name: str, folder: str | Path) -> None:
+        """Write the student's branch as an ordinary diffusers `ControlNetModel` or `T2IAdapter` folder."""
+        branch: Any = self.student.branches[name]
+        branch = branch.merged() if isinstance(branch, ControlNetLora) else branch
+        branch.save_pretrained(folder, safe_serialization=True)
+
+    def load_branch(self, source: str | Path, denoiser: DiffusionDenoiser) -> nn.Module:
+        return load_branch(source, denoiser.backbone, self.pixels_per_latent)
+
+    def _controlnet(self, kind: Any, denoiser: DiffusionDenoiser) -> Any:
+        branch = kind.from_unet(denoiser.backbone, conditioning_embedding_out_channels=self._embedding_channels())
         # diffusers zeroes this too; but the outputs are zero already, and behind two zeros in a row no gradient
         # reaches the condition at first
         branch.controlnet_cond_embedding.conv_out.reset_parameters()
-        return branch
-
-    def load_branch(self, source: str | Path, denoiser: DiffusionDenoiser) -> nn.Module:
-        branch = load_component(ControlNetModel, source, None)
-        for key in ("in_channels", "cross_attention_dim", "block_out_channels"):
-            found, needed = branch.config[key], denoiser.backbone.config[key]
-            if found != needed and list(found) != list(needed):
-                raise ConditionMismatchError(
-                    f"the ControlNet at {source} does not fit this model: {key} is {found}, needed {needed}",
-                    hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
-                )
-        factor = 2 ** (len(branch.config.conditioning_embedding_out_channels) - 1)
-        if factor != self.pixels_per_latent:
-            raise ConditionMismatchError(
-                f"the ControlNet at {source} reduces conditions {factor} times, this model's latents need "
-                f"{self.pixels_per_latent} times",
-                hint="give a ControlNet made for the same VAE",
-            )
         return branch
 
     def _embedding_channels(self) -> tuple[int, ...]:

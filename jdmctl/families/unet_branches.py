@@ -1,0 +1,107 @@
+"""Control branches of a UNet: saved ones, and new ones that are lighter than a ControlNet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import ControlNetModel, T2IAdapter
+from peft import LoraConfig
+from torch import nn
+
+from jdmctl.errors import BadInputError, ConditionMismatchError
+from jdmctl.families.folders import load_component, read_config
+
+
+class ControlNetLora(ControlNetModel):
+    """A ControlNet whose copy of the encoder is the UNet's own weights, in the same memory, with LoRA on them.
+
+    Trained are the LoRA, the eyes (the condition's embedding) and the mouth (the zero convolutions).
+    """
+
+    def borrow(self, unet: nn.Module, targets: Sequence[str], rank: int) -> None:
+        """Take the weights of the UNet that it was copied from, and get LoRA layers."""
+        owned = dict(unet.named_parameters())
+        for name, parameter in self.named_parameters():
+            if not name.startswith("controlnet_"):
+                parameter.data = owned[name].data
+        self.add_adapter(
+            LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), exclude_modules=r"controlnet_.*")
+        )
+
+    def open(self) -> None:
+        """Let gradients reach what is trained."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("controlnet_") or "lora_" in name)
+
+    def merged(self) -> ControlNetModel:
+        """An ordinary ControlNet that says the same."""
+        whole: Any = copy.deepcopy(self)
+        whole.fuse_lora()
+        whole.unload_lora()
+        plain = ControlNetModel(**{key: value for key, value in self.config.items() if not key.startswith("_")})
+        plain.load_state_dict(whole.state_dict())
+        return plain
+
+
+def new_adapter(unet: Any, pixels_per_latent: int) -> T2IAdapter:
+    """A T2I-Adapter (Mou et al. 2023, arXiv:2302.08453) for a UNet, that adds nothing yet.
+
+    diffusers adds its maps within blocks with attention, and after blocks without, whose size is then halved: so for a
+    UNet that begins with one of those, as SDXL's does, there is the XL form, which begins at half the size.
+
+    Raises:
+        BadInputError: a UNet with another order of blocks.
+    """
+    channels = list(unet.config.block_out_channels)
+    attends = ["CrossAttn" in kind for kind in unet.config.down_block_types]
+    if all(attends[:-1]):
+        form, factor = "full_adapter", pixels_per_latent
+    elif all(attends[1:]) and len(attends) <= 3:
+        form, factor = "full_adapter_xl", 2 * pixels_per_latent
+    else:
+        raise BadInputError(
+            f"there is no T2I-Adapter for a UNet of {', '.join(unet.config.down_block_types)}",
+            hint="set the control's branch: controlnet",
+        )
+    adapter = T2IAdapter(in_channels=3, channels=channels, downscale_factor=factor, adapter_type=form)
+    nn.init.zeros_(adapter.adapter.conv_in.weight)
+    for name, parameter in adapter.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+    return adapter
+
+
+def load_branch(source: str | Path, unet: Any, pixels_per_latent: int) -> nn.Module:
+    """A saved ControlNet or T2I-Adapter.
+
+    Raises:
+        ConditionMismatchError: it was made for another UNet or VAE.
+    """
+    if read_config(source, None, "config.json").get("_class_name") == T2IAdapter.__name__:
+        what, branch = "T2I-Adapter", load_component(T2IAdapter, source, None)
+        wanted = new_adapter(unet, pixels_per_latent).config
+        keys: tuple[str, ...] = ("channels", "adapter_type")
+        factor, needed = branch.config.downscale_factor, wanted.downscale_factor
+    else:
+        what, branch = "ControlNet", load_component(ControlNetModel, source, None)
+        wanted, keys = unet.config, ("in_channels", "cross_attention_dim", "block_out_channels")
+        factor, needed = 2 ** (len(branch.config.conditioning_embedding_out_channels) - 1), pixels_per_latent
+    for key in keys:
+        if _plain(branch.config[key]) != _plain(wanted[key]):
+            raise ConditionMismatchError(
+                f"the {what} at {source} does not fit this model: {key} is {branch.config[key]}, needed {wanted[key]}",
+                hint=f"give a {what} made for the same backbone, or start from the student (init: student)",
+            )
+    if factor != needed:
+        raise ConditionMismatchError(
+            f"the {what} at {source} reduces conditions {factor} times, this model's latents need {needed} times",
+            hint=f"give a {what} made for the same VAE",
+        )
+    return branch
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, list | tuple) else value
