@@ -13,6 +13,7 @@ from huggingface_hub.repocard import metadata_load
 from jdmctl import __version__
 from jdmctl.build import build_trained, resolve
 from jdmctl.controls.base import control_defaults
+from jdmctl.errors import BadInputError
 from jdmctl.export.card import read_license
 from jdmctl.export.check import Reference
 from jdmctl.export.code import Origin
@@ -34,8 +35,13 @@ def build_products(recipe: Recipe, run: Path, family: Any, license: str = "") ->
     """The student, its LoRA and the control branches that a finished run left, each with its contract.
 
     Raises:
-        BadInputError: a student that its pipeline's schedulers cannot call as it must be.
+        BadInputError: a student that its pipeline's schedulers cannot call as it must be, or a T2I-Adapter.
     """
+    if adapters := [control.name for control in recipe.controls if control.branch == "t2i_adapter"]:
+        raise BadInputError(
+            f"{adapters[0]} has a T2I-Adapter, which export does not know",
+            hint=f"{run / recipe.branch_folders[adapters[0]]} is a T2IAdapter of diffusers already: use it as it is",
+        )
     folders: dict[str, Kind] = {}
     if recipe.student_folder:
         folders[recipe.student_folder] = "student" if recipe.student_folder == "student" else "student_lora"

@@ -9,6 +9,7 @@ from diffusers import ControlNetModel, StableDiffusionAdapterPipeline, StableDif
 from test_family_contract import PROMPTS, condition_of, drawn, noise_of, quiet, recipe, speak
 from tiny_pipelines import FAMILIES
 
+from jdmctl.build_export import build_products
 from jdmctl.build_run import build_run
 from jdmctl.errors import BadInputError, ConditionMismatchError, RecipeError
 from jdmctl.families.names import family_class
@@ -127,6 +128,9 @@ def test_a_run_trains_one(tiny, folder, photos, in_tiny_world, kind):
     before = drawn(family)
     family.add_control_branch("softedge", "run/controlnet")
     assert (drawn(family, {"softedge": condition_of(family)}) - before).abs().max() > 0
+    if kind == "t2i_adapter":
+        with pytest.raises(BadInputError, match="softedge has a T2I-Adapter, which export does not know"):
+            build_products(asked, Path("run"), family)
 
 
 @pytest.mark.parametrize(
