@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from jdmctl.errors import MissingWeightsError
@@ -38,6 +40,24 @@ def tensor_names(file: Path) -> list[str]:
 
     with safe_open(file, framework="np") as opened:
         return list(opened.keys())
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself: tensor name -> shape, and its metadata."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    metadata: Mapping[str, str]
+
+
+def read_header(file: str | Path) -> Header:
+    """The header of a safetensors file; no weights are read. Raises MissingWeightsError as `require_safetensors`."""
+    from safetensors import safe_open
+
+    (path,) = require_safetensors(file)
+    with safe_open(path, framework="np") as opened:
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        return Header(shapes, opened.metadata() or {})
 
 
 def fingerprint(path: str | Path) -> str:

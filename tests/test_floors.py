@@ -26,6 +26,8 @@ FLOORS = {
     "recipe_sections": 4,
     "recipe_files": 4,
     "build": 4,
+    "build_plan": 4,
+    "first_check": 4,
     "build_export": 4,
     "build_data": 4,
     "build_quality": 4,

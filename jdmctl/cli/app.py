@@ -17,10 +17,13 @@ from jdmctl.cli import (
     doctor,
     evaluate,
     export,
+    inspect,
+    plan,
     recipes,
     reward,
     rewards,
     sample,
+    students,
     world,
 )
 from jdmctl.errors import JdmError
@@ -48,6 +51,9 @@ app.command("rewards")(rewards.rewards)
 app.add_typer(reward.app, name="reward")
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(data.app, name="data")
+app.command("students")(students.students)
+app.command("inspect")(inspect.inspect)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 
 

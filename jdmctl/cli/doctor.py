@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from jdmctl import __version__
-from jdmctl.cli.options import JsonOption
+from jdmctl.cli.options import DeviceOption, JsonOption
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import JdmError
 
@@ -18,12 +23,38 @@ _TORCHVISION = {
 }
 
 
-def doctor(as_json: JsonOption = False) -> None:
-    """Show versions, the device, and whether the embedded world is there."""
+def doctor(
+    student: Annotated[str, typer.Option(help="Also check that this one-step student can be trained.")] = "",
+    teacher: Annotated[str, typer.Option(help="Of that student; a known student names its own.")] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where its pictures go.")] = None,
+    device: DeviceOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show versions, the device, and whether the embedded world is there.
+
+    With --student also: what it is, whether it loads, draws in one step, is called at its own time, and trains.
+    """
     rows = [("python", sys.version.split()[0]), ("jdmctl", __version__)]
     rows += [(name, _version(name)) for name in _PACKAGES]
     rows += [("torchvision state", _torchvision()), ("device", _device()), ("embedded world", _world())]
     Output(mode(as_json)).table([{"what": what, "found": found} for what, found in rows], ["what", "found"])
+    if student:
+        _first_check(student, teacher, output or Path(tempfile.mkdtemp(prefix="jdmctl-doctor-")), device, as_json)
+
+
+def _first_check(student: str, teacher: str, folder: Path, device: str, as_json: bool) -> None:
+    from jdmctl.first_check import FirstCheck
+    from jdmctl.training.run import require_new
+
+    out = Output(mode(as_json))
+    require_new(folder)
+    for check in FirstCheck(student, teacher, device, folder).run():
+        mark = "✓" if check.ok else "✗"
+        text = f"{mark} {check.name}: {check.found}" + (f"\n  do: {check.do}" if check.do else "")
+        out.result({"check": check.name, "ok": check.ok, "found": check.found, "do": check.do}, text)
+    out.note(f"pictures and a short run are in {folder}")
+    if not check.ok:
+        raise JdmError(f"{student} did not pass: {check.name}", hint=check.do or "report the lines above")
 
 
 def _version(package: str) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.families.skeleton import from_configuration, is_without_weights
 from jdmctl.weights import require_safetensors
 
 
@@ -59,6 +60,14 @@ def load_component(model_class: Any, folder: str | Path, subfolder: str | None) 
     """
     transformers_logging.disable_progress_bar()
     where = Path(folder, subfolder or "")
+    if is_without_weights():
+        try:
+            return from_configuration(model_class, folder, subfolder)
+        except (OSError, ValueError) as reason:
+            raise MissingWeightsError(
+                f"no configuration of {model_class.__name__} at {where}: {reason}",
+                hint="check the path, or download the model's json files first (hf download NAME --include '*.json')",
+            ) from reason
     has_weights = issubclass(model_class, nn.Module)
     files = require_safetensors(where) if where.exists() and has_weights else []
     try:

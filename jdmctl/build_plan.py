@@ -1,0 +1,212 @@
+"""From a recipe to the memory that its run will need, before anything is downloaded or allocated."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from jdmctl.build import build_controls, build_dsm_step, build_jdm_step, build_nct_step, build_roles, prepare_student
+from jdmctl.controls.base import Control
+from jdmctl.errors import JdmError
+from jdmctl.families.published import find_published, write_skeleton
+from jdmctl.families.skeleton import without_weights
+from jdmctl.families.students import students
+from jdmctl.recipe import Recipe
+from jdmctl.training.memory import Working, average_bytes, held_bytes, optimizer_bytes, play, weights_of
+from jdmctl.training.steps.jdm import JDMStep
+from jdmctl.training.steps.regression import RegressionStep
+from jdmctl.types import Batch, Phase
+
+GPU_SIZES = (8, 12, 16, 24, 40, 48, 80)  # GiB
+CONTEXT_BYTES = 2**30  # set aside for CUDA's own context and what its allocator cannot use: an assumption
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by what holds them. `working` is the most that one update of a phase needs beside all the rest."""
+
+    weights: Mapping[str, int]  # by component
+    optimizer: int
+    average: int
+    working: Mapping[str, Working]  # by phase
+    notes: tuple[str, ...] = ()
+
+    @property
+    def held(self) -> int:
+        """All the time, whatever the batch."""
+        return sum(self.weights.values()) + self.optimizer + self.average
+
+    @property
+    def peak(self) -> int:
+        """At the worst moment of training; while validating, the trained weights are set aside once."""
+        return self.held + max([self.average, *(one.peak for one in self.working.values())])
+
+    def fits(self, gibibytes: int) -> bool:
+        return self.peak + CONTEXT_BYTES <= gibibytes * 2**30
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers that nobody looks at."""
+
+    size: int
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn((self.size, *shape))
+
+    def uniform(self, name: str) -> torch.Tensor:
+        return torch.rand(self.size)
+
+
+def plan_memory(recipe: Recipe, foreach: bool = True) -> MemoryPlan:
+    """What a run of the recipe will hold; `foreach` is how AdamW goes on a GPU, and not on a CPU.
+
+    Networks of controls and rewards are read if they are there; if not, they are left out and a note says so.
+
+    Raises JdmError for a model whose configuration is neither in a folder nor known here.
+    """
+    controls, notes = _controls(recipe)
+    with _skeletons(recipe) as local, without_weights():
+        family = build_roles(local, "cpu")
+        prepare_student(local, family)
+        phases, fake_score, critic, averaged = _phases(local, family, controls)
+        parts = [part for part in family.parts.values() if isinstance(part, nn.Module)]
+        extractors = [value for control in controls.values() for value in vars(control).values()]
+        weights = held_bytes(
+            {
+                "teacher": weights_of(family.teacher.backbone),
+                "student": weights_of(family.student.backbone),
+                "control branches": weights_of(family.student.branches, family.teacher.branches),
+                "fake score": weights_of(fake_score),
+                "critic": weights_of(critic),
+                "VAE": weights_of(family.parts.get("vae")),
+                "text encoders": weights_of(*(part for part in parts if part is not family.parts.get("vae"))),
+                "extractors": weights_of(*(value for value in extractors if isinstance(value, nn.Module))),
+            }
+        )
+        pieces = recipe.training.gradient_accumulation_steps
+        batch = _batch(family, controls, recipe.training.batch_size // pieces)
+        working = {
+            phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe), foreach=foreach)
+            for phase in phases
+        }
+    return MemoryPlan(
+        {name: size for name, size in weights.items() if size},
+        optimizer_bytes({phase.name: phase.parameters for phase in phases}),
+        average_bytes(averaged),
+        working,
+        notes,
+    )
+
+
+Switch = tuple[str, Callable[[Recipe], bool]]  # KEY=VALUE for --set, and whether it would change this recipe
+
+
+def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibytes: int) -> Iterator[
+    tuple[tuple[str, ...], MemoryPlan]
+]:  # fmt: skip
+    """Switches of the recipe, one more each time until it fits: what to --set, and the plan with them.
+
+    `load` reads the recipe again with overrides. They come in the order of how little they change what is learned.
+    """
+    training = recipe.training
+    wanted: list[Switch] = [
+        (f"training.gradient_accumulation_steps={training.batch_size}",
+         lambda r: r.training.gradient_accumulation_steps < r.training.batch_size),
+        ("training.precision=bf16", lambda r: r.training.precision != "bf16"),
+        ("fake_score.trainable=lora", lambda r: r.matches_distributions and r.fake_score.trainable == "full"),
+        ("student.trainable=lora", lambda r: r.student.trainable == "full"),
+    ]  # fmt: skip
+    chosen: list[str] = []
+    for switch, changes in wanted:
+        if changes(recipe):
+            chosen.append(switch)
+            plan = plan_memory(load(chosen))
+            yield tuple(chosen), plan
+            if plan.fits(gibibytes):
+                return
+
+
+def _controls(recipe: Recipe) -> tuple[dict[str, Control], tuple[str, ...]]:
+    """Those whose networks, if they need any, are there; and what is said of the others."""
+    found: dict[str, Control] = {}
+    notes = []
+    for control in recipe.controls:
+        try:
+            found |= build_controls(recipe.model_copy(update={"controls": (control,)}), "cpu")
+        except JdmError as problem:
+            notes.append(f"the control {control.name} is not counted: {problem}")
+    return found, tuple(notes)
+
+
+@contextmanager
+def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
+    """The recipe with folders of configurations in place of published models that are not here."""
+    with tempfile.TemporaryDirectory() as scratch:
+        changes: dict[str, Any] = {}
+        for role in ("teacher", "student"):
+            name = getattr(recipe.model, role)
+            wanted = recipe.model.teacher if role == "student" and _is_file_of_known_student(name) else name
+            model = None if Path(wanted).exists() else find_published(wanted)
+            if model:
+                changes[role] = str(write_skeleton(model, Path(scratch, role)))
+        yield recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+
+
+def _is_file_of_known_student(name: str) -> bool:
+    """A LoRA or backbone of the hub: it becomes a student as large as its teacher."""
+    return any(name in (f"{one.repository}/{one.file}", one.repository) and one.file for one in students().values())
+
+
+def _phases(
+    recipe: Recipe, family: Any, controls: Mapping[str, Control]
+) -> tuple[list[Phase], nn.Module | None, nn.Module | None, Sequence[nn.Parameter]]:
+    """All phases that have an optimiser, the networks made for them, and what is averaged at the end."""
+    phases: list[Phase] = []
+    warmup = [control.name for control in recipe.controls if control.init == "dsm"]
+    if warmup:
+        phases += build_dsm_step(family, warmup).phases
+    if recipe.training.regression_steps:
+        phases += RegressionStep(family.student, family.student.trainable()).phases
+    if recipe.method == "nct":
+        nct = build_nct_step(recipe, family, controls)
+        return [*phases, *nct.phases], None, None, nct.student_parameters
+    if recipe.method == "dsm":
+        dsm = build_dsm_step(family, list(controls))
+        return [*phases, *dsm.phases], None, None, dsm.parameters
+    step = build_jdm_step(recipe, family, controls)
+    step.weights.values.update(dict.fromkeys(step.weights.values, 1.0))
+    return [*phases, *step.phases], _module(step, "fake_score"), _module(step, "critic"), step.student_parameters
+
+
+def _module(step: JDMStep, name: str) -> nn.Module | None:
+    found = getattr(step, name)
+    return found if isinstance(found, nn.Module) else None
+
+
+def _batch(family: Any, controls: Mapping[str, Control], size: int) -> Batch:
+    pixels = family.resolution_px
+    texts = ("a",) * size
+    return Batch(
+        prompt=family.encode_prompt(texts),
+        conditions={name: torch.rand(size, 3, pixels, pixels) for name in controls},
+        draws=Draws(size),
+        texts=texts,
+        images=torch.rand(size, 3, pixels, pixels),
+        latents=torch.randn(size, *family.latent_shape),
+        latent_noise=torch.randn(size, *family.latent_shape),
+    )
+
+
+def _autocast(recipe: Recipe) -> Callable[[], AbstractContextManager[Any]]:
+    if recipe.training.precision == "bf16":
+        return functools.partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    return nullcontext

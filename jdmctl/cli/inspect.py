@@ -1,0 +1,54 @@
+"""`jdmctl inspect`: what a folder or file is, and how jdmctl would call it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jdmctl.cli.options import JsonOption
+from jdmctl.cli.output import Output, mode
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="FOLDER_OR_FILE", help="Pipeline, hub name, or safetensors file.")],
+    teacher: Annotated[str, typer.Option(help="See whether this teacher goes with it.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Tell the family and known student that something is, and the contract of its one call.
+
+    Reads configurations and headers, no weights. A combination that cannot work is refused and the right one named.
+    """
+    from jdmctl.families import FAMILIES
+    from jdmctl.families.contract import contract_of, require_pair
+    from jdmctl.families.identify import identify
+    from jdmctl.families.students import students
+
+    found = identify(model)
+    contract = contract_of(found)
+    if teacher:
+        require_pair(found, identify(teacher))
+    known = students().get(found.student)
+    adapter = "" if found.family in FAMILIES else ", for which jdmctl has no adapter yet"
+    record = {
+        "model": model,
+        "kind": found.kind,
+        "family": found.family,
+        "family_evidence": found.evidence,
+        "adapter": found.family in FAMILIES,
+        "student": found.student,
+        "student_evidence": found.student_evidence,
+        "contract": {name: {"value": told.value, "where": told.where} for name, told in contract.items()},
+        "teacher": teacher or (known.teacher if known else ""),
+    }
+    lines = [f"{model}: a {found.kind} of the family {found.family}{adapter} ({found.evidence})"]
+    if known:
+        lines.append(f"student: {found.student}, {known.title} ({found.student_evidence})")
+        lines.append(f"teacher: {known.teacher}; licence: {known.licence}")
+    else:
+        lines.append("student: none that is known by its files; a teacher, or see jdmctl students")
+    for name, told in contract.items():
+        lines.append(f"{name.replace('_', ' ')}: {'?' if told.value is None else told.value}  [{told.where}]")
+    if known:
+        lines.append(f"in a recipe: model.family {found.family}, model.student_time {known.student_time:.4g}")
+    Output(mode(as_json)).result(record, "\n".join(lines))

@@ -1,0 +1,153 @@
+"""Which family, and which known student, a folder, hub repository or safetensors file is. No weights are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.families.folders import read_config
+from jdmctl.families.students import Student, students
+from jdmctl.weights import read_header
+
+PIPELINES = {
+    "StableDiffusionPipeline": "stable_diffusion",
+    "LatentConsistencyModelPipeline": "stable_diffusion",
+    "RectifiedFlowPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "sdxl",
+    "PixArtAlphaPipeline": "pixart_alpha",
+    "PixArtSigmaPipeline": "pixart_sigma",
+    "StableDiffusion3Pipeline": "sd3",
+    "FluxPipeline": "flux",
+    "SanaPipeline": "sana",
+    "SanaSprintPipeline": "sana",
+    "ZImagePipeline": "z_image",
+    "QwenImagePipeline": "qwen_image",
+}
+# Part of a tensor's name -> family, the first that is found; UNets are told apart by the width of their text.
+_TENSORS = (
+    (("noise_refiner.", "cap_embedder."), "z_image"),
+    (("txt_norm.", "img_in.weight", "transformer_blocks.0.img_mod"), "qwen_image"),
+    (("single_transformer_blocks.", "double_blocks."), "flux"),
+    (("ff.conv_inverted", "mlp.inverted_conv"), "sana"),
+    (("joint_blocks.", "context_embedder.", "norm1_context"), "sd3"),
+    (("adaln_single.", "caption_projection."), "pixart_alpha"),
+)
+_TEXT_WIDTHS = {768: "stable_diffusion", 1024: "stable_diffusion", 2048: "sdxl"}
+_TEXT_KEY = re.compile(r"attn2[._]to_k[._](weight|lora_down\.weight|lora_A(\.\w+)?\.weight|lora\.down\.weight)$")
+_LORA = ("lora_down.", "lora_A.", ".lora.down.", "lora_up.")
+_ROLES = ("unet", "transformer", "vae", "scheduler")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What something is. `facts` are values of its own files: "scheduler.prediction_type" -> "epsilon"."""
+
+    source: str
+    kind: str  # pipeline, backbone, lora or single-file
+    family: str
+    evidence: str  # of the family
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    student: str = ""  # its name in students.yaml
+    student_evidence: str = ""
+
+
+def identify(source: str | Path) -> Found:
+    """Look at a folder, a hub name or a safetensors file.
+
+    Raises:
+        BadInputError: of no family that is known here, or its name and its contents are of different ones.
+        MissingWeightsError: it is not there, or is no whole safetensors file.
+    """
+    path = Path(source)
+    found = _file(path) if path.is_file() else _folder(str(source))
+    name, why = _student(found)
+    if name and students()[name].family != found.family:
+        known = students()[name]
+        raise BadInputError(
+            f"{source} is called like {known.title} ({known.family}), but {found.evidence}, which is {found.family}",
+            hint=f"download it again from {known.repository}, or rename it",
+        )
+    return Found(found.source, found.kind, found.family, found.evidence, found.facts, name, why)
+
+
+def _folder(source: str) -> Found:
+    index = read_config(source, None, "model_index.json")
+    kind = str(index.get("_class_name", ""))
+    plain = kind.replace("ControlNet", "").replace("Img2Img", "").replace("Inpaint", "")
+    if plain not in PIPELINES:
+        raise BadInputError(
+            f"{source} is a {kind or 'folder without _class_name'}, of no family that is known here",
+            hint=f"known are {', '.join(sorted(PIPELINES))}",
+        )
+    facts: dict[str, Any] = {f"model_index.{key}": value for key, value in index.items() if isinstance(value, str)}
+    for role in _ROLES:
+        if role in index:
+            filename = "scheduler_config.json" if role == "scheduler" else "config.json"
+            try:
+                config = read_config(source, role, filename)
+            except MissingWeightsError:
+                continue  # PixArt-DMD's folder lends its VAE from the teacher
+            facts |= {f"{role}.{key}": value for key, value in config.items()}
+    return Found(source, "pipeline", PIPELINES[plain], f"model_index.json says {kind}", facts)
+
+
+def _file(path: Path) -> Found:
+    shapes = read_header(path).shapes
+    kind = "lora" if any(mark in name for name in shapes for mark in _LORA) else "backbone"
+    if any(name.startswith(("first_stage_model.", "conditioner.", "cond_stage_model.")) for name in shapes):
+        kind = "single-file"
+    facts: dict[str, Any] = {"tensors": len(shapes)}
+    for marks, family in _TENSORS:
+        for name in shapes:
+            if any(mark in name or mark.replace(".", "_") in name for mark in marks):
+                return Found(str(path), kind, family, f"it holds {name}", facts)
+    widths = {shapes[name][-1] for name in shapes if _TEXT_KEY.search(name)}
+    known = {_TEXT_WIDTHS[width] for width in widths if width in _TEXT_WIDTHS}
+    if len(known) != 1:
+        some = ", ".join(sorted(shapes)[:3])
+        raise BadInputError(
+            f"{path} is of no family that is known here: {len(shapes)} tensors such as {some}",
+            hint="give the pipeline's folder, a UNet or transformer, or a LoRA, as safetensors",
+        )
+    width = max(widths)
+    facts["unet.cross_attention_dim"] = width
+    return Found(str(path), kind, known.pop(), f"its text is {width} wide", facts)
+
+
+def _student(found: Found) -> tuple[str, str]:
+    """The known student that it is, and how that shows; '' if none."""
+    if found.kind != "pipeline":
+        name = Path(found.source).name
+        for key, one in students().items():
+            if one.file and Path(one.file).name == name and name not in _COMMON_FILES:
+                return key, f"the file's name is {one.repository}'s"
+        return "", ""
+    told = {found.source, *(str(v) for k, v in found.facts.items() if k.endswith("._name_or_path"))}
+    for key, one in students().items():
+        if one.weights == "folder" and any(_is_called(text, one) for text in told):
+            return key, f"it is called {one.repository}"
+    matches = [
+        key
+        for key, one in students().items()
+        if one.recognised_by
+        and one.family == found.family
+        and all(found.facts.get(name) == value for name, value in one.recognised_by.items())
+    ]
+    if len(matches) != 1:
+        return "", ""
+    values = ", ".join(f"{name} {value}" for name, value in students()[matches[0]].recognised_by.items())
+    return matches[0], f"its own files say {values}"
+
+
+_COMMON_FILES = ("pytorch_lora_weights.safetensors", "pytorch_model.bin")
+
+
+def _is_called(text: str, student: Student) -> bool:
+    """A hub name, a folder of the hub's cache (models--owner--name), or one with the repository's last name."""
+    owner, _, name = student.repository.lower().partition("/")
+    parts = Path(text.lower()).parts
+    return f"models--{owner}--{name}" in parts or (bool(parts) and parts[-1] == name)

@@ -1,0 +1,145 @@
+"""What a training holds in memory, in bytes: counted where it is known, played through where it has to be measured.
+
+A plan plays one update of each phase on fake tensors (torch._subclasses.FakeTensorMode), which have shapes and no
+data, so that a 12-billion-parameter model is planned on a laptop; a test plays it on real ones.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from jdmctl.types import Batch, Phase
+
+MOMENTS = 2  # of AdamW for each parameter, float32 like it
+STEP_BYTES = 4  # AdamW counts its steps for each parameter
+
+
+def held_bytes(parts: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
+    """Part -> bytes; what several parts share counts for the first of them."""
+    seen: set[int] = set()
+    held = {}
+    for name, tensors in parts.items():
+        held[name] = 0
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in seen:
+                seen.add(storage._cdata)
+                held[name] += storage.nbytes()
+    return held
+
+
+def weights_of(*modules: nn.Module | None) -> list[Tensor]:
+    """All parameters and buffers."""
+    found: list[Tensor] = []
+    for module in modules:
+        if module is not None:
+            found += [*module.parameters(), *module.buffers()]
+    return found
+
+
+def optimizer_bytes(phases: Mapping[str, Sequence[nn.Parameter]]) -> int:
+    """Of AdamW's state, once each phase has been updated; every phase has an optimiser of its own."""
+    return sum(MOMENTS * _size(parameters) + STEP_BYTES * len(parameters) for parameters in phases.values())
+
+
+def average_bytes(averaged: Sequence[nn.Parameter]) -> int:
+    """Of the moving average."""
+    return _size(averaged)
+
+
+def gradient_bytes(parameters: Sequence[nn.Parameter]) -> int:
+    """Of one phase's gradients, at the end of its backward pass; no other phase has any then."""
+    return _size(parameters)
+
+
+@dataclass(frozen=True)
+class Working:
+    """The most bytes that one update of a phase holds at once, beside weights, optimiser and average."""
+
+    gradients: int
+    backward: int  # activations, low-precision copies and gradients, while it goes forward and back
+    update: int  # gradients, and what the optimiser makes on the way
+
+    @property
+    def peak(self) -> int:
+        return max(self.backward, self.update)
+
+
+def play(
+    phase: Phase,
+    batch: Batch,
+    *,
+    pieces: int = 1,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    foreach: bool = False,
+) -> Working:
+    """One update of a phase as the loop does it, on real or fake tensors, up to its gradients.
+
+    The optimiser's own update is counted, not played. `foreach` is what AdamW does on a GPU: all parameters at once,
+    with a root of the second moment of each; on a CPU it goes one by one.
+    """
+    with PeakBytes() as seen:
+        for _ in range(pieces):
+            with autocast():
+                losses = phase.loss(batch)
+            (losses.total / pieces).backward()
+            del losses
+    trained = [p for p in phase.parameters if p.grad is not None]
+    sizes = [_size([p]) for p in trained]
+    for parameter in trained:
+        parameter.grad = None
+    return Working(sum(sizes), seen.peak, sum(sizes) + (sum(sizes) if foreach else max(sizes, default=0)))
+
+
+class PeakBytes(TorchDispatchMode):
+    """Inside, every tensor that an operation makes is counted for as long as it lives.
+
+    What lived before is not counted, and views count with what they are views of.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._alive: dict[int, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_iter((args, kwargs)) if isinstance(t, Tensor)}
+        try:
+            result = func(*args, **(kwargs or {}))
+        except DataDependentOutputException:
+            if func is not torch.ops.aten.equal.default:
+                raise
+            return True  # of fake tensors: a loop that goes on until nothing changes ends after its first round
+        for tensor in tree_iter(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor, given)
+        return result
+
+    def _see(self, tensor: Tensor, given: set[int]) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive or key in given:
+            return
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            self._alive.pop(key, None)
+
+        self._alive[key] = weakref.ref(storage, gone)
+
+
+def _size(tensors: Sequence[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)

@@ -1,0 +1,56 @@
+"""The first check of a student, on the embedded world that comes with jdmctl."""
+
+import json
+
+import pytest
+import torch
+
+from jdmctl.build import build_family
+from jdmctl.cli.doctor import doctor
+from jdmctl.errors import JdmError
+from jdmctl.evaluation.contract import better, distances, other_calls, spectral_distance
+from jdmctl.recipe_sections import Model
+from jdmctl.training.draws import SampleDraws
+
+
+def test_spectral_distance():
+    """Half the amplitude is a quarter of the power at all frequencies: log 4 apart; the same is 0."""
+    torch.manual_seed(0)
+    latents = torch.randn(4, 2, 16, 16)
+    assert spectral_distance(latents, latents) == 0
+    assert spectral_distance(0.5 * latents, latents) == pytest.approx(1.3863, abs=1e-3)
+
+
+def test_the_right_call_is_preferred_to_wrong_ones():
+    """The embedded student, distilled at t = 1 with v: whatever else it is called as, its own call is clearly better,
+    but for t = 0.8, which is as good."""
+    family = build_family(Model(teacher="tiny", student="tiny"), "cpu")
+    prompt = family.encode_prompt(["a red cone on a tan floor", "a blue ball on a white floor"] * 4)
+    noise = SampleDraws(0, "contract", range(8)).normal("noise", family.latent_shape)
+    reference = family.multistep(noise, prompt, 15)
+    right = (1.0, "v_prediction")
+    calls = other_calls(right)
+    assert len(calls) == 8
+    found = distances(family.student, noise, prompt, reference, calls)
+    assert better(right, found) is None, found
+    assert (family.student.student_time, family.student.prediction) == right
+    for wrong in calls:
+        if wrong not in (right, (0.8, "v_prediction")):
+            assert better(wrong, found) is not None, (wrong, found)
+
+
+def test_doctor_with_a_student(tmp_path, capsys):
+    """Every check of the embedded student passes, and pictures and a ControlNet are written."""
+    doctor(student="tiny", teacher="tiny", output=tmp_path / "check", device="cpu", as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    checks = {row["check"]: row for row in rows if "check" in row}
+    assert len(checks) == 6 and all(row["ok"] for row in checks.values()), checks
+    assert (tmp_path / "check" / "one-step.png").is_file()
+    assert (tmp_path / "check" / "run" / "controlnet" / "config.json").is_file()
+
+
+def test_doctor_stops_at_the_first_check_that_fails(tmp_path, capsys):
+    with pytest.raises(JdmError, match="did not pass: what it is"):
+        doctor(student=str(tmp_path), output=tmp_path / "check", device="cpu", as_json=True)
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines() if '"check"' in line]
+    assert [row["ok"] for row in rows] == [True, False] and rows[-1]["do"]

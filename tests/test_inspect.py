@@ -1,0 +1,154 @@
+"""`jdmctl inspect`: family, student and contract by configurations and headers alone."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from jdmctl.cli.inspect import inspect
+from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.families.contract import contract_of, require_pair
+from jdmctl.families.identify import identify
+from jdmctl.families.students import students
+
+SD2 = {"cross_attention_dim": 1024, "sample_size": 64, "in_channels": 4}
+TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+EULER = TABLE | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing", "prediction_type": "epsilon"}
+VAE = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
+
+
+def pipeline(folder, kind="StableDiffusionPipeline", scheduler=EULER, vae=VAE, **backbones):
+    """A pipeline's configurations, without weights."""
+    roles = {"vae": vae, **backbones}
+    index = {"_class_name": kind, "scheduler": ["diffusers", scheduler["_class_name"]]}
+    (folder / "scheduler").mkdir(parents=True)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for role, config in roles.items():
+        index[role] = ["diffusers", "X"]
+        (folder / role).mkdir()
+        (folder / role / "config.json").write_text(json.dumps(config))
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def tensors(path, **shapes):
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    return path
+
+
+def test_sd_turbo_by_its_values_alone(tmp_path):
+    found = identify(pipeline(tmp_path / "mine", unet=SD2))
+    assert (found.family, found.student) == ("stable_diffusion", "sd-turbo")
+    assert contract_of(found).timestep.value == 999
+    assert "scheduling_euler_discrete" in contract_of(found).timestep.where
+
+
+def test_the_same_network_with_another_scheduler_is_no_known_student(tmp_path):
+    """stable-diffusion-2-1-base: leading timesteps. Its contract is its own files', timestep 1 and all."""
+    base = TABLE | {"_class_name": "DDIMScheduler", "timestep_spacing": "leading", "prediction_type": "epsilon"}
+    found = identify(pipeline(tmp_path / "base", scheduler=base, unet=SD2))
+    contract = contract_of(found)
+    assert found.student == ""
+    assert (contract.timestep.value, contract.prediction.value, contract.resolution_px.value) == (1, "epsilon", 512)
+    assert "DDIMScheduler" in contract.timestep.where
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prediction_type": "v_prediction"}, "predicts v_prediction, SD-Turbo predicts epsilon"),
+        ({"timestep_spacing": "leading"}, "at timestep 1, SD-Turbo wants 999"),
+    ],
+)
+def test_a_wrong_contract_is_refused_and_the_right_one_named(tmp_path, change, says):
+    found = identify(pipeline(tmp_path / "sd-turbo", scheduler=EULER | change, unet=SD2))
+    with pytest.raises(BadInputError, match=says) as refused:
+        contract_of(found)
+    assert "'timestep_spacing': 'trailing'" in refused.value.hint
+
+
+def test_students_of_other_families(tmp_path):
+    ancestral = EULER | {"_class_name": "EulerAncestralDiscreteScheduler"}
+    sdxl = identify(
+        pipeline(tmp_path / "a", "StableDiffusionXLPipeline", ancestral, unet={"cross_attention_dim": 2048})
+    )
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
+    flux = identify(pipeline(tmp_path / "b", "FluxPipeline", flow, transformer={"guidance_embeds": False}))
+    scm = {"_class_name": "SCMScheduler", "prediction_type": "trigflow", "sigma_data": 0.5}
+    sana = identify(pipeline(tmp_path / "c", "SanaSprintPipeline", scm, transformer={"num_layers": 28}))
+    assert [one.student for one in (sdxl, flux, sana)] == ["sdxl-turbo", "flux-schnell", "sana-sprint-0.6b"]
+    assert [contract_of(one).timestep.value for one in (sdxl, flux, sana)] == [999, 1000, 1.5708]
+
+
+def test_a_student_with_another_familys_teacher_is_refused(tmp_path):
+    """SD-Turbo with SDXL; and two of one family whose text has other widths."""
+    turbo = identify(pipeline(tmp_path / "sd-turbo", unet=SD2))
+    sdxl = identify(pipeline(tmp_path / "xl", "StableDiffusionXLPipeline", unet={"cross_attention_dim": 2048}))
+    sd15 = identify(pipeline(tmp_path / "sd15", unet=SD2 | {"cross_attention_dim": 768}))
+    with pytest.raises(BadInputError, match="families are stable_diffusion and sdxl") as other:
+        require_pair(turbo, sdxl)
+    assert "stabilityai/stable-diffusion-2-1" in other.value.hint
+    with pytest.raises(BadInputError, match="cross_attention_dim is 1024 and 768"):
+        require_pair(turbo, sd15)
+    require_pair(turbo, turbo)
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "family", "kind", "student"),
+    [
+        ("Hyper-SDXL-1step-Unet.safetensors", {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (640, 2048)}, "sdxl", "backbone", "hyper-sdxl-1step"),  # noqa: E501
+        ("mine.safetensors", {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (8, 768)}, "stable_diffusion", "lora", ""),  # noqa: E501
+        ("pytorch_lora_weights.safetensors", {"unet.down_blocks.0.attn2.to_k.lora_A.weight": (8, 1024)}, "stable_diffusion", "lora", ""),  # noqa: E501
+        ("flux.safetensors", {"double_blocks.0.img_attn.qkv.weight": (8, 8)}, "flux", "backbone", ""),
+        ("sana.safetensors", {"transformer_blocks.0.ff.conv_inverted.conv.weight": (8, 8)}, "sana", "backbone", ""),
+        ("pixart.safetensors", {"adaln_single.linear.weight": (8, 8)}, "pixart_alpha", "backbone", ""),
+        ("z.safetensors", {"noise_refiner.0.attention.to_q.weight": (8, 8)}, "z_image", "backbone", ""),
+        ("sd3.safetensors", {"transformer_blocks.0.norm1_context.linear.weight": (8, 8)}, "sd3", "backbone", ""),
+        ("qwen.safetensors", {"transformer_blocks.0.img_mod.1.weight": (8, 8)}, "qwen_image", "backbone", ""),
+        ("one.safetensors", {"first_stage_model.x": (1,), "model.diffusion_model.a.attn2.to_k.weight": (8, 768)}, "stable_diffusion", "single-file", ""),  # noqa: E501
+    ],
+)  # fmt: skip
+def test_files_by_names_and_shapes_of_their_tensors(tmp_path, name, shapes, family, kind, student):
+    found = identify(tensors(tmp_path / name, **shapes))
+    assert (found.family, found.kind, found.student) == (family, kind, student)
+
+
+def test_a_name_that_its_contents_belie_is_refused(tmp_path):
+    key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    file = tensors(tmp_path / "Hyper-SDXL-1step-Unet.safetensors", **{key: (640, 768)})
+    with pytest.raises(BadInputError, match="called like Hyper-SDXL UNet, one step .sdxl., but its text is 768 wide"):
+        identify(file)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(MissingWeightsError, match="model_index.json is missing"):
+        identify(tmp_path)
+    with pytest.raises(BadInputError, match="no family"):
+        identify(tensors(tmp_path / "x.safetensors", layer=(3, 3)))
+    (tmp_path / "x.bin").write_bytes(b"")
+    with pytest.raises(MissingWeightsError, match="pickle"):
+        identify(tmp_path / "x.bin")
+
+
+def test_the_command(tiny_folders, capsys):
+    """On the tiny student: LCM's timestep 999 and v, by its own files; it goes with the tiny teacher."""
+    teacher, student = tiny_folders
+    inspect(str(student), teacher=str(teacher), as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert record["family"] == "stable_diffusion" and record["student"] == ""
+    assert record["contract"]["timestep"]["value"] == 999
+    assert record["contract"]["prediction"]["value"] == "v_prediction"
+    assert record["contract"]["resolution_px"]["value"] == 64
+    inspect(str(student))
+    assert "prediction: v_prediction" in capsys.readouterr().out
+
+
+def test_recognition_is_unambiguous():
+    """No two students of a family ask for values that one folder can have at once."""
+    known = [one for one in students().values() if one.recognised_by]
+    for i, one in enumerate(known):
+        for other in known[i + 1 :]:
+            shared = one.recognised_by.keys() & other.recognised_by.keys()
+            apart = any(one.recognised_by[key] != other.recognised_by[key] for key in shared)
+            assert one.family != other.family or apart, (one.title, other.title)

@@ -1,0 +1,140 @@
+"""`jdmctl plan` against what a run of the tiny world really holds."""
+
+import json
+
+import pytest
+import torch
+
+from jdmctl import build_plan
+from jdmctl.build_plan import MemoryPlan, plan_memory, suggestions
+from jdmctl.build_run import build_run
+from jdmctl.cli.plan import plan
+from jdmctl.errors import JdmError
+from jdmctl.objectives.guidance import Guided
+from jdmctl.recipe_files import load_recipe
+from jdmctl.training.memory import PeakBytes, Working, held_bytes
+from jdmctl.training.run import make_accelerator
+from jdmctl.training.state import TrainingState
+
+SMALL = ["training.batch_size=4", "data.num_samples=8", "data.num_validation_samples=4"]
+LORA = "fake_score.trainable=lora"
+
+
+def allocated(update) -> int:
+    """The most bytes that torch's CPU allocator had given out at once beyond what it had at the start."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as seen:
+        update()
+    events = [e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tiny/canny", ["training.precision=fp32"]),
+        pytest.param(
+            "tiny/lowres",
+            ["training.precision=bf16", "training.gradient_accumulation_steps=2", LORA],
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
+    """Weights, moments and average to the byte, and each phase's peak within 10 % of what the allocator gave out."""
+    recipe = load_recipe(name, [*SMALL, *changes])
+    planned = plan_memory(recipe, foreach=False)
+    accelerator = make_accelerator("cpu", recipe.training.precision)
+    run = build_run(recipe, accelerator)
+    phases = {phase.name: phase for stage in run.stages for phase in stage.step.phases}
+    state = TrainingState(list(phases.values()), run.settings.optimizers, 0.99)
+    pieces = run.settings.gradient_accumulation_steps
+    for phase in phases.values():
+
+        def update(phase=phase):
+            for piece in range(pieces):
+                batch = run.batches.batch(phase.name, 0, piece)
+                with accelerator.autocast():
+                    losses = phase.loss(batch)
+                losses.total.backward()
+                del losses
+
+        update()  # conditions are made and kept, the energies get weights
+        for parameter in phase.parameters:
+            parameter.grad = None
+        measured = allocated(update)
+        assert planned.working[phase.name].backward == pytest.approx(measured, rel=0.1), phase.name
+        state.optimizers[phase.name].step()
+        state.optimizers[phase.name].zero_grad(set_to_none=True)
+    moments = [t for one in state.optimizers.values() for s in one.state.values() for t in s.values()]
+    assert planned.optimizer == sum(t.nbytes for t in moments)
+    state.enter(0, run.stages[-1].averaged)
+    assert planned.average == sum(t.nbytes for t in state.average.values)
+    step = run.stages[-1].step
+    teacher = step.teacher.denoiser if isinstance(step.teacher, Guided) else step.teacher
+    real = {"teacher": teacher, "student": step.student, "fake": step.fake_score, "vae": step.codec.vae}
+    held = sum(held_bytes({k: [*m.parameters(), *m.buffers()] for k, m in real.items()}).values())
+    names = ("teacher", "student", "control branches", "fake score", "VAE")
+    assert sum(planned.weights.get(name, 0) for name in names) == held
+
+
+def test_peak_counts_what_lives_together():
+    """Two of 400 bytes at once, the third after one of them is gone; a view is nothing new."""
+    with PeakBytes() as seen:
+        a = torch.zeros(100)
+        b = a + 1
+        b.view(10, 10)
+        del a
+        assert (seen.now, seen.peak) == (400, 800)
+        c = b * 2
+        assert seen.peak == 800
+        d = c + b
+        assert seen.peak == 1200
+    assert len(d) == 100
+
+
+def test_the_worst_phase_makes_the_peak_and_a_gpu_keeps_one_gibibyte():
+    gib = 2**30
+    plan = MemoryPlan({"teacher": 4 * gib}, gib, gib, {"a": Working(0, gib, 0), "b": Working(gib, gib, 5 * gib)})
+    assert plan.peak == 11 * gib
+    assert plan.fits(12) and not plan.fits(11)
+
+
+def test_sd_turbo_before_it_is_downloaded(in_tiny_world, capsys):
+    """866 M parameters each for teacher and student, in float32, and a branch of 364 M; nothing is there on disk."""
+    args = ["model.teacher=stabilityai/stable-diffusion-2-1-base", "model.student=stabilityai/sd-turbo"]
+    args += ["method=dsm", "data.source=images", "data.path=photos", "training.batch_size=1"]
+    args += ["controls=[{name: canny, init: student}]", "training.dsm_warmup_steps=0"]
+    plan("tiny/canny", overrides=args, as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert record["weights_bytes"]["teacher"] == record["weights_bytes"]["student"] == 4 * 865_910_724
+    assert 300e6 < record["weights_bytes"]["control branches"] / 4 < 400e6
+    assert record["optimizer_bytes"] > 8 * 300e6
+    assert 80 in record["fits_gib"] and 8 not in record["fits_gib"]
+
+
+def test_switches_come_one_by_one_until_it_fits(in_tiny_world, monkeypatch):
+    """One sample a piece is the first to go; nothing is suggested that the recipe has already."""
+
+    def load(chosen):
+        return load_recipe("tiny/distill", [*SMALL, "training.precision=fp32", *chosen])
+
+    def by_pieces(recipe):
+        """10 GiB, and as much less as there are switches set."""
+        used = recipe.training.gradient_accumulation_steps > 1, recipe.training.precision == "bf16"
+        used += (recipe.fake_score.trainable == "lora",)
+        return MemoryPlan({}, 0, 0, {"a": Working(0, (10 - sum(used)) * 2**30, 0)})
+
+    monkeypatch.setattr(build_plan, "plan_memory", by_pieces)
+    found = list(suggestions(load(["fake_score.trainable=full"]), load, gibibytes=0))
+    assert [one[-1] for one, _ in found] == ["training.gradient_accumulation_steps=4", "training.precision=bf16", LORA]
+    assert [one.peak >> 30 for _, one in found][:2] == [9, 8]
+    assert len(list(suggestions(load([]), load, gibibytes=10))) == 1
+
+
+def test_an_unknown_model_is_told(in_tiny_world):
+    with pytest.raises(JdmError, match="nobody/nothing"):
+        plan_memory(load_recipe("tiny/canny", [*SMALL, "model.teacher=nobody/nothing"]))

@@ -1,0 +1,72 @@
+"""Every published full-size configuration, on the meta device: as many parameters as its published weights hold."""
+
+import functools
+
+import pytest
+
+from jdmctl.families.published import find_published, parameter_bytes, published
+from jdmctl.families.students import students
+
+UNITS = {"B": 1, "MB": 10**6, "GB": 10**9}
+HEADER = 2 * 10**6  # of a safetensors file, at most
+
+
+@functools.cache
+def built(name: str):
+    return published().components[name].build()
+
+
+@pytest.mark.parametrize("name", [name for name, one in published().components.items() if one.size])
+def test_as_large_as_published(name):
+    """Told to the byte: equal but for a file's header. Told as 9.52 GB: equal to the last digit told."""
+    component = published().components[name]
+    number, unit = component.size.split()
+    count = parameter_bytes(built(name), 1) + component.buffers
+    expected = count * component.bytes_each
+    if unit == "B":
+        assert 0 <= int(number) - expected < HEADER
+    else:
+        digits = len(number.partition(".")[2])
+        half = 0.5 * 10**-digits
+        assert abs(expected / UNITS[unit] - float(number)) <= half * 1.2, f"{expected / UNITS[unit]} {unit}"
+
+
+@pytest.mark.parametrize(
+    ("name", "million"),
+    [("sd15-unet", 859.520964), ("sdxl-unet", 2567.463684), ("flux-schnell-transformer", 11891.17856)],
+)
+def test_parameters_of_some(name, million):
+    """859.5 M, 2.57 B and 11.9 B: what the exact sizes above come to."""
+    assert parameter_bytes(built(name), 1) == round(million * 1e6)
+
+
+def test_models_name_components_and_known_families():
+    known = published().components
+    for model in published().models.values():
+        assert {model.backbone, model.vae, *model.text_encoders} <= known.keys()
+        assert model.family in {student.family for student in students().values()}
+    assert {one.family for one in published().models.values()} == {one.family for one in students().values()}
+
+
+def test_every_whole_student_has_a_published_model():
+    """So that jdmctl plan can tell what it needs before it is downloaded; the family is the same in both files."""
+    for student in students().values():
+        for repository in [student.repository] * (student.weights == "folder") + [student.teacher]:
+            model = find_published(repository)
+            assert model is None or model.family == student.family, repository
+            assert model or repository in NOT_TOLD, repository
+
+
+NOT_TOLD = {  # teachers whose configuration no stored page told
+    "Efficient-Large-Model/Sana_600M_1024px_diffusers",
+    "XCLiu/2_rectified_flow_from_sd_1_5",
+}
+
+
+def test_what_no_page_tells_the_size_of():
+    untold = {name for name, one in published().components.items() if not one.size}
+    assert untold == {"qwen-image-vae"}
+
+
+def test_nothing_is_allocated():
+    assert all(p.is_meta for p in built("qwen-image-transformer").parameters())
