@@ -12,6 +12,7 @@ from tiny_transformers import TRANSFORMERS
 
 from jdmctl.build import build_controls, build_jdm_step, prepare_student
 from jdmctl.build_run import build_run
+from jdmctl.cli.training import plan
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.names import family_class
 from jdmctl.recipe import Recipe
@@ -215,3 +216,10 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, folder, photos, in_tin
     resumed = run("half", "training.num_steps=2", resume=True)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_options_alone_find_the_family(tiny, folder):
+    asked, _ = plan("", {"model.teacher": str(folder / "teacher"), "model.student": str(folder / "student"),
+                         "controls": [{"name": "softedge"}], "data.source": "images", "data.path": "photos"},
+                    [], None, False)  # fmt: skip
+    assert asked.model.family == tiny.family

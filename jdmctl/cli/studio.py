@@ -83,6 +83,7 @@ class Studio:
         """A student's folder or hub name (or tiny), ControlNets and perhaps a LoRA for it."""
         from jdmctl.build import build_student, resolve
         from jdmctl.controls.base import load_control
+        from jdmctl.families.identify import family_of
         from jdmctl.recipe_sections import Model
 
         require_known(options, branches, "--option")
@@ -97,7 +98,7 @@ class Studio:
                     raise
                 raise BadInputError(str(error), hint=f"add --option {name}.KEY=VALUE") from error
         own = resolve(student, "student")
-        model = Model(teacher=own, student=own, student_time=student_time)
+        model = Model(family=family_of(own), teacher=own, student=own, student_time=student_time)
         family = build_student(model, branches, student_lora, device)
         return cls(student, student_time, branches, options, device, family, controls, student_lora)
 

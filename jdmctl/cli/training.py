@@ -26,6 +26,7 @@ def plan(
 
     Raises RecipeError for a recipe that is not valid, or that another command runs.
     """
+    from jdmctl.families.identify import family_of
     from jdmctl.recipe_files import load_recipe, parse_recipe, read_values, set_value
     from jdmctl.training.run import RECIPE_FILE, require_resumable
 
@@ -43,6 +44,8 @@ def plan(
         values = {"name": "-".join(names) or command, "model": {}, "data": {}}
         if command == "distill":
             values["method"] = command
+        if (teacher := changes.get("model.teacher") or "tiny") != "tiny":
+            changes = {"model.family": family_of(teacher), **changes}
     else:
         raise RecipeError("there is nothing to train", hint="give a recipe: jdmctl recipes ls   lists them")
     for path, value in changes.items():

@@ -20,6 +20,8 @@ from jdmctl.controls.base import load_control
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.bootstrap import mean
 from jdmctl.evaluation.results import Row
+from jdmctl.families.identify import family_of
+from jdmctl.families.names import family_class
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
@@ -137,7 +139,7 @@ def build_base(recipe: Recipe) -> Any:
 
 def score_pipeline(folder: Path, asked: Asked, command: str, say: Say) -> list[Row]:
     """Rows of a one-step pipeline without control."""
-    family = StableDiffusion.load(folder, folder)
+    family = family_class(family_of(folder)).load(folder, folder)
     scenes = asked.open(family.resolution_px).scenes({})
     say(f"drawing {scenes.num} pictures with {folder}")
     return scenes.rows(NO_CONTROL, 1, scenes.marks([scenes.draw(family, 0)]), [0], command)

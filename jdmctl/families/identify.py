@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
 from jdmctl.families.folders import read_config
 from jdmctl.families.students import Student, students
 from jdmctl.weights import read_header
@@ -72,6 +72,14 @@ def identify(source: str | Path) -> Found:
             hint=f"download it again from {known.repository}, or rename it",
         )
     return Found(found.source, found.kind, found.family, found.evidence, found.facts, name, why)
+
+
+def family_of(source: str | Path) -> str:
+    """The family of a folder, hub name or file; of what is none or not there the default: loading says what is wrong."""
+    try:
+        return identify(source).family
+    except JdmError:
+        return "stable_diffusion"
 
 
 def _folder(source: str) -> Found:
