@@ -75,7 +75,7 @@ def identify(source: str | Path) -> Found:
 
 
 def family_of(source: str | Path) -> str:
-    """The family of a folder, hub name or file; of what is none or not there the default: loading says what is wrong."""
+    """Of a folder, hub name or file; of what is none or not there the default family: loading says what is wrong."""
     try:
         return identify(source).family
     except JdmError:
