@@ -153,10 +153,17 @@ def test_alarms_end_a_run_and_tell_why(in_tiny_world, many_photos, jdmctl, monke
              "--set", "training.num_steps=6")  # fmt: skip
     out = jdmctl("align", *words, "-o", "run")
     assert "x grew odd. lower rewards.brightness.ratio" in out
-    assert "stopped before its last step" in out and "step-000001" in out
+    assert "stopped before its last step" in out and "step-000001, the best before" in out
     assert records("run", "validation")[-1]["step"] == 3
     jdmctl("align", "run", "--resume", "--set", "training.stop_on_alarm=false")
     assert records("run", "validation")[-1]["step"] == 6
+
+
+def test_where_every_look_was_alarmed_that_is_told(in_tiny_world, many_photos, jdmctl, monkeypatch):
+    monkeypatch.setattr(Watch, "problems", lambda self: ["x grew odd"] if len(self.history) > 1 else [])
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET)
+    out = jdmctl("align", *words, "--set", "training.num_steps=4", "-o", "run")
+    assert ", alarmed too" in out
 
 
 @pytest.mark.parametrize(

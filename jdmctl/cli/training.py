@@ -116,9 +116,15 @@ def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out:
         record = {"event": "done", "run": str(folder), "num_processes": accelerator.num_processes, **done}
         products = "\n".join(done["products"].values())
         if done["halted"]:
+            best = done["best"]
+            which = (
+                "alarmed too, as no earlier one was left: do what the alarm says"
+                if best["alarm"]
+                else "the best before"
+            )
             out.warning(
-                f"stopped before its last step by the alarms told above; these weights are of {done['best']['name']}, "
-                "the best before them; --set training.stop_on_alarm=false goes on all the same"
+                f"stopped before its last step by the alarms told above; these weights are of {best['name']}, {which}; "
+                "--set training.stop_on_alarm=false goes on all the same"
             )
         out.result(record, products)
         out.note(f"previews are in {folder / 'previews'}; draw some more: jdmctl sample {folder}")
