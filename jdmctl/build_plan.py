@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.types import Batch, Phase
 
 GPU_SIZES = (8, 12, 16, 24, 40, 48, 80)  # GiB
+_TRIES = 3
 CONTEXT_BYTES = 2**30  # set aside for CUDA's own context and what its allocator cannot use: an assumption
 
 
@@ -69,10 +73,21 @@ class Draws:
 def plan_memory(recipe: Recipe, foreach: bool = True) -> MemoryPlan:
     """What a run of the recipe will hold; `foreach` is how AdamW goes on a GPU, and not on a CPU.
 
-    Networks of controls and rewards are read if they are there; if not, they are left out and a note says so.
+    Networks of controls and rewards are read if they are there; if not, they are left out and a note says so. Played in
+    a process of its own: one in which torch 2.13 has played with fake tensors crashes later, now and then.
 
     Raises JdmError for a model whose configuration is neither in a folder nor known here.
     """
+    for _ in range(_TRIES):
+        try:
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                return process.submit(_played, recipe, foreach).result()
+        except BrokenProcessPool:
+            continue
+    raise JdmError(f"torch crashed {_TRIES} times while it played the plan", hint="the same command again")
+
+
+def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
     controls, notes = _controls(recipe)
     with _skeletons(recipe) as local, without_weights():
         family = build_roles(local, "cpu")

@@ -32,7 +32,7 @@ def allocated(update) -> int:
     return peak
 
 
-@pytest.mark.slow  # in a process of few tests: torch's memory profiler has crashed in one of many
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
