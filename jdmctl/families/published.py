@@ -11,17 +11,13 @@ from typing import Annotated, Any
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 
-Url = Annotated[str, Field(pattern=r"^https://\S+$")]
+from jdmctl.families.students import Strict, Url
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Component(_Strict):
+class Component(Strict):
     """A configuration with its source; what each field means is told at the head of published.yaml."""
 
     class_name: str = Field(alias="class", pattern=r"^(diffusers|transformers)\.\w+$")
@@ -37,7 +33,7 @@ class Component(_Strict):
         return build_on_meta(self.class_name, self.config)
 
 
-class PublishedModel(_Strict):
+class PublishedModel(Strict):
     family: str
     resolution_px: PositiveInt
     backbone: str
@@ -46,7 +42,7 @@ class PublishedModel(_Strict):
     repositories: tuple[str, ...]
 
 
-class _Published(_Strict):
+class _Published(Strict):
     components: dict[str, Component]
     models: dict[str, PublishedModel]
 

@@ -17,16 +17,18 @@ FACTS = ("teacher", "steps", "timestep", "prediction", "guidance_scale", "schedu
 Url = Annotated[str, Field(pattern=r"^https://\S+$")]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Part of a file of facts: unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class SchedulerSettings(_Strict):
+class SchedulerSettings(Strict):
     class_name: str = Field(alias="class", pattern=r"^\w+Scheduler$")
     settings: dict[str, Any]
 
 
-class Student(_Strict):
+class Student(Strict):
     """One student; what each field means is told at the head of students.yaml."""
 
     title: str
@@ -75,7 +77,7 @@ class Student(_Strict):
         return self.timestep / (1000 if self.prediction == "flow_prediction" else 999)
 
 
-class _Registry(_Strict):
+class _Registry(Strict):
     sources: dict[str, Url]
     students: dict[str, Student]
 
