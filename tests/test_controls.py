@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from jdmctl.controls import CONTROLS
 from jdmctl.controls.base import control_names, describe_controls, load_control
@@ -243,7 +244,30 @@ def test_descent_draws_edges_where_there_are_none():
     assert control.scores(end, conditions)["f1"].mean() > 0.8
 
 
-def test_canny_thresholds_are_checked():
+def test_without_tolerance_the_energy_is_each_pixels_own_cross_entropy():
+    """p(requested | image) is then a product of Bernoullis with the odds of `edge_logit`: -log p is their BCE."""
+    images = blur(to_image(drawings(4)), 1.0)
+    requested = torch.rand(4, 1, *images.shape[-2:], generator=torch.Generator().manual_seed(0)) > 0.8
+    expected = binary_cross_entropy_with_logits(edge_logit(images, 100, 200), requested.float(), reduction="none")
+    found = Canny(tolerance_px=0).energy(images, requested.float().repeat(1, 3, 1, 1))
+    torch.testing.assert_close(found, expected.mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("tolerance_px", [1, 2])
+def test_an_edge_may_be_off_by_the_tolerance(tolerance_px):
+    """Moved by that much, a request costs what it did; moved by one more, its edge is missing and another unasked."""
+    picture = torch.zeros(1, 3, 64, 64)
+    picture[..., :, 32:] = 1  # its one edge is a column
+    control = Canny(tolerance_px=tolerance_px)
+    wanted = control.condition(picture)
+    in_place, *near, far = [control.energy(picture, wanted.roll(px, -1)).item() for px in range(tolerance_px + 2)]
+    assert near == pytest.approx([in_place] * tolerance_px, rel=0.02)
+    assert far > 1.2 * in_place
+
+
+def test_canny_options_are_checked():
+    with pytest.raises(BadInputError, match="tolerance_px is -1"):
+        Canny(tolerance_px=-1)
     with pytest.raises(BadInputError, match="low is 200 and high is 100"):
         Canny(low=200, high=100)
 

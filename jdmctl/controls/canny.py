@@ -28,26 +28,29 @@ class Canny:
     headline = "f1"
     higher_is_better = True
 
-    def __init__(self, low: int = 100, high: int = 200) -> None:
+    def __init__(self, low: int = 100, high: int = 200, tolerance_px: int = 1) -> None:
+        """`tolerance_px` is how far off an edge may be for the energy; scores always allow one pixel."""
         if not 0 < low <= high:
             raise BadInputError(f"canny: low is {low} and high is {high}", hint="choose 0 < low <= high")
-        self._low, self._high = low, high
+        if tolerance_px < 0:
+            raise BadInputError(f"canny: tolerance_px is {tolerance_px}", hint="choose 0, 1, 2 ...")
+        self._low, self._high, self._tolerance_px = low, high, tolerance_px
 
     @torch.no_grad()
     def condition(self, image: Tensor) -> Tensor:
         return self._edges(image).to(image.dtype).repeat(1, 3, 1, 1)  # [B, 3, H, W]
 
     def energy(self, image: Tensor, condition: Tensor) -> Tensor:
-        """-log p(requested edges | image) per pixel, in nats, [B], one pixel off being allowed.
+        """-log p(requested edges | image) per pixel, in nats, [B], `tolerance_px` off being allowed.
 
         A pixel is an edge with the odds of `edge_logit`. Where an edge is requested, the likeliest of
-        the 3 x 3 pixels around it should be one; where none is requested within a pixel, none should
-        be. So a request that is not met pulls, and an edge that nobody asked for pushes.
+        the pixels near it should be one; where none is requested near, none should be. So a request
+        that is not met pulls, and an edge that nobody asked for pushes.
         """
         requested = _requested(condition)
         logit = edge_logit(image, self._low, self._high)
-        missing = functional.softplus(-_largest_near(logit)) * requested
-        unasked = functional.softplus(logit) * (_largest_near(requested.to(logit.dtype)) == 0)
+        missing = functional.softplus(-_largest_near(logit, self._tolerance_px)) * requested
+        unasked = functional.softplus(logit) * (_largest_near(requested.to(logit.dtype), self._tolerance_px) == 0)
         return (missing + unasked).flatten(1).mean(1)
 
     @torch.no_grad()
@@ -85,8 +88,9 @@ def _share_near(edges: Tensor, others: Tensor) -> Tensor:
     return torch.where(count > 0, hits / count.clamp(min=1), 1.0)
 
 
-def _largest_near(values: Tensor) -> Tensor:
-    return functional.max_pool2d(values, 3, stride=1, padding=1)  # of the 3 x 3 pixels around each
+def _largest_near(values: Tensor, distance_px: int = 1) -> Tensor:
+    """Of the pixels within a distance of each, sideways, up and down: 3 x 3 of them within 1."""
+    return functional.max_pool2d(values, 2 * distance_px + 1, stride=1, padding=distance_px)
 
 
 def _requested(condition: Tensor) -> Tensor:
