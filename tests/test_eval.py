@@ -1,6 +1,7 @@
 """`jdmctl eval`: what it measures, on sets whose values are known, and from the command."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -94,6 +95,19 @@ def test_pictures_against_themselves_are_ideal_and_twice_the_same(evaluate, clip
     assert found["color shift"]["value"] == pytest.approx(0, abs=1e-6)
     assert "clip" in found["frechet"]["setup"] and "64 x 64 px" in found["frechet"]["setup"]
     assert evaluate(*words)[1] == rows
+
+
+def test_data_of_another_layout_gives_the_same_numbers(evaluate, clip, boxes, tmp_path):
+    """The same pictures and captions as a folder with metadata.jsonl, and as kohya keeps them: a .txt beside each."""
+    captions = {row["file_name"]: row["text"] for row in map(json.loads, (boxes / "metadata.jsonl").open())}
+    for name, text in captions.items():
+        shutil.copy(boxes / name, tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(text)
+    options = ("--features", clip, "--control", "canny", "--reference", boxes)
+    as_folder, _ = evaluate(boxes, "--data", boxes, *options)
+    as_kohya, _ = evaluate(boxes, "--data", tmp_path, *options)
+    values = [{name: row["value"] for name, row in found.items()} for found in (as_folder, as_kohya)]
+    assert values[0] == values[1] and values[0]["canny f1"] == 1
 
 
 def test_blurred_pictures_are_worse(evaluate, clip, boxes, tmp_path):

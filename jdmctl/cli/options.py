@@ -39,10 +39,11 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show the recipe a
 # --- of commands that score ---------------------------------------------------------------------
 
 HeldOutOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder of held-out captioned pictures; the embedded world has its own.")
+    Path | None,
+    typer.Option("--data", help="Held-out captioned pictures, any layout; the embedded world has its own."),
 ]
 ReferenceOption = Annotated[
-    Path | None, typer.Option(help="Folder of pictures to measure distances to; default: every other of --data.")
+    Path | None, typer.Option(help="Pictures to measure distances to; default: every other of --data.")
 ]
 FeaturesOption = Annotated[
     str, typer.Option(help="With --data, for distances: inception, or a vision model of transformers.")

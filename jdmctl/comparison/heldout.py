@@ -7,20 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from jdmctl.comparison.scenes import Judge, Scenes
 from jdmctl.controls.base import Control
-from jdmctl.data.imagefolder import ImageFolder
-from jdmctl.data.pictures import read_image
+from jdmctl.data.formats import is_known, open_rows
+from jdmctl.data.options import ReadOptions
+from jdmctl.data.pictures import SUFFIXES, size_of
+from jdmctl.data.rows import ListedRows, Rows
+from jdmctl.data.rows import Pictures as RowPictures
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.extractors import FeatureJudge, load_features
 from jdmctl.tinyworld.judge import Judge as WorldJudge
 from jdmctl.tinyworld.source import Pictures
-from jdmctl.tinyworld.world import samples, world_folder, world_name
+from jdmctl.tinyworld.world import cache_folder, samples, world_folder, world_name
 
 _FEWEST = 8
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclass(frozen=True)
@@ -86,35 +87,25 @@ class Asked:
         return HeldOut.of_folders(self.data, self.reference, self.features, resolution_px, self.num)
 
 
-def captioned(folder: Path, resolution_px: int = 0) -> Pictures:
-    """All pictures of a folder, of an imagefolder with their captions; by default at the size of the first.
+def captioned(place: Path, resolution_px: int = 0) -> Pictures:
+    """All pictures of a data set in any layout, or of a folder without captions; by default as large as the first.
 
     Raises:
         BadInputError: there are none, or one cannot be read.
     """
-    if (folder / "metadata.jsonl").is_file():
-        source = ImageFolder(folder, resolution_px or _size_of(_files(folder)[0]))
-        images = [source.image(i) for i in range(len(source))]
-        texts = [source.text(i) for i in range(len(source))]
-    else:
-        files = _files(folder)
-        images = [read_image(file, resolution_px or _size_of(files[0])) for file in files]
-        texts = [""] * len(files)
-    nothing = torch.zeros(len(images), 0, dtype=torch.bool)
-    pixels = torch.stack([(image * 255).round().to(torch.uint8) for image in images])
-    return Pictures(pixels, tuple((text,) for text in texts), nothing, nothing[:, None], ())
+    rows = _rows(place)
+    source = RowPictures(rows, resolution_px or min(size_of(rows.picture(0))))
+    pixels = torch.stack([(source.image(i) * 255).round().to(torch.uint8) for i in range(len(source))])
+    nothing = torch.zeros(len(source), 0, dtype=torch.bool)
+    texts = tuple((source.text(i),) for i in range(len(source)))
+    return Pictures(pixels, texts, nothing, nothing[:, None], ())
 
 
-def _files(folder: Path) -> list[Path]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise BadInputError(f"{folder} holds no pictures", hint="give a folder with PNG, JPEG or WebP files")
-    return files
-
-
-def _size_of(file: Path) -> int:
-    with Image.open(file) as picture:
-        return min(picture.size)
+def _rows(place: Path) -> Rows:
+    files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if files and not is_known(str(place)):
+        return ListedRows(files, [""] * len(files))
+    return open_rows(str(place), ReadOptions(cache_folder()))
 
 
 def _chosen(pictures: Pictures, which: slice) -> Pictures:

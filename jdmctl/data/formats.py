@@ -66,6 +66,15 @@ def find_format(path: str) -> str:
     raise BadInputError(f"no folder {path}, and no file either", hint="check the path; on the hub it is owner/name")
 
 
+def is_known(path: str) -> bool:
+    """Whether `find_format` finds one."""
+    try:
+        find_format(path)
+    except BadInputError:
+        return False
+    return True
+
+
 def _of_folder(folder: Path) -> str:
     from jdmctl.data.videox import is_list
 
