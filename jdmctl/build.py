@@ -17,7 +17,9 @@ from torch import nn
 
 from jdmctl.controls.base import Control, load_control
 from jdmctl.diffusion.timesteps import UniformTimesteps
+from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
+from jdmctl.families.low_precision import hold
 from jdmctl.families.names import family_class
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
@@ -35,6 +37,8 @@ from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
 from jdmctl.types import Energy, EnergyWeights
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def resolve(path: str, role: str) -> str:
     """`tiny/x` is the embedded world's folder x, and `tiny` its folder for a role."""
@@ -42,7 +46,7 @@ def resolve(path: str, role: str) -> str:
     return str(world_folder() / (rest or role)) if head == "tiny" else path
 
 
-def build_family(model: Model, device: torch.device | str) -> Any:
+def build_family(model: Model, device: torch.device | str, share_backbone: bool = False) -> Any:
     """The teacher and the student of a recipe, on a device."""
     return family_class(model.family).load(
         teacher=resolve(model.teacher, "teacher"),
@@ -51,15 +55,23 @@ def build_family(model: Model, device: torch.device | str) -> Any:
         student_time=model.student_time,
         student_timestep=model.student_timestep,
         student_prediction=model.student_prediction,
+        share_backbone=share_backbone,
     )
 
 
 def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
-    """The teacher and the student that a run starts with: a new student starts as its teacher."""
-    model = recipe.model
+    """The teacher and the student that a run starts with: a new student starts as its teacher.
+
+    What is held in less than float32 goes to the device as that.
+    """
+    model, memory = recipe.model, recipe.memory
     if recipe.method in NEW_STUDENTS:
         model = model.model_copy(update={"student": resolve(model.teacher, "teacher")})
-    return build_family(model, device)
+    family = build_family(model, "cpu", memory.share_backbone)
+    frozen = [family.teacher, *([] if recipe.student_folder == "student" else [family.student])]
+    if memory.frozen_precision != "fp32":
+        hold([denoiser.backbone for denoiser in frozen], DTYPES[memory.frozen_precision])
+    return family.to(device)
 
 
 def build_trained(
@@ -113,6 +125,10 @@ def prepare_student(recipe: Recipe, family: Any) -> None:
         family.add_student_lora(recipe.student.rank)
     if recipe.student_folder == "student":
         family.student.backbone.train().requires_grad_(True)
+    if recipe.memory.gradient_checkpointing:
+        for denoiser in (family.teacher, family.student):
+            checkpoint_activations(denoiser.backbone, *denoiser.branches.values())
+        checkpoint_activations(family.parts.get("vae"))
 
 
 def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, int]:
@@ -176,6 +192,10 @@ def build_jdm_step(
     }
     fake_score = family.make_fake_score(settings.trainable, settings.rank, controls=seen)
 
+    codec = family.quick_codec(recipe.memory.decoder) if recipe.memory.decoder else family.codec
+    if recipe.memory.gradient_checkpointing:
+        checkpoint_activations(*fake_score.branches.values(), getattr(codec, "vae", None))
+
     critic = None
     if recipe.needs_critic:
         lender = fake_score if recipe.critic.features == "fake_score" else family.teacher
@@ -199,7 +219,7 @@ def build_jdm_step(
         student=family.student,
         teacher=teacher,
         fake_score=fake_score,
-        codec=family.codec,
+        codec=codec,
         schedule=family.schedule,
         timesteps=UniformTimesteps(objective.min_time, objective.max_time),
         matching=matching,

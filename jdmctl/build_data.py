@@ -137,7 +137,7 @@ def _student_pictures(recipe: Recipe, family: Any, device: torch.device | str) -
         texts=[prompts.text(i) for i in range(len(prompts))],
         student=copy.deepcopy(family.student) if recipe.student_folder else family.student,
         codec=family.codec,
-        encode_prompt=family.encode_prompt,
+        encode_prompt=lambda texts: family.encode_prompt(texts),  # which may come from a cache by then
         latent_shape=family.latent_shape,
         seed=recipe.seed,
         device=device,

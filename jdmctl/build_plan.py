@@ -19,17 +19,21 @@ from torch import nn
 from jdmctl.build import build_controls, build_dsm_step, build_jdm_step, build_nct_step, build_roles, prepare_student
 from jdmctl.controls.base import Control
 from jdmctl.errors import JdmError
-from jdmctl.families.published import find_published, write_skeleton
+from jdmctl.families.codec import QuickCodec
+from jdmctl.families.folders import read_config
+from jdmctl.families.names import family_class
+from jdmctl.families.published import find_published, write_json, write_skeleton
 from jdmctl.families.skeleton import without_weights
-from jdmctl.families.students import students
+from jdmctl.families.students import Student, students
 from jdmctl.recipe import Recipe
 from jdmctl.training.memory import Working, average_bytes, held_bytes, optimizer_bytes, play, weights_of
-from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.types import Batch, Phase
+from jdmctl.weights import tensor_names
 
 GPU_SIZES = (8, 12, 16, 24, 40, 48, 80)  # GiB
 _TRIES = 3
+_LORA_RANK = 64  # of published LoRA students
 CONTEXT_BYTES = 2**30  # set aside for CUDA's own context and what its allocator cannot use: an assumption
 
 
@@ -91,19 +95,21 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
     controls, notes = _controls(recipe)
     with _skeletons(recipe) as local, without_weights():
         family = build_roles(local, "cpu")
+        if recipe.memory.share_backbone and local.model.student == local.model.teacher:
+            family.add_lora(family.student.backbone, _LORA_RANK)
+            family.student.backbone.requires_grad_(False)
+            notes += (f"the student's LoRA is counted as one of rank {_LORA_RANK} on every layer that can have one",)
         prepare_student(local, family)
-        phases, fake_score, critic, averaged = _phases(local, family, controls)
-        parts = [part for part in family.parts.values() if isinstance(part, nn.Module)]
+        phases, made, averaged = _phases(local, family, controls)
         extractors = [value for control in controls.values() for value in vars(control).values()]
         weights = held_bytes(
             {
                 "teacher": weights_of(family.teacher.backbone),
                 "student": weights_of(family.student.backbone),
                 "control branches": weights_of(family.student.branches, family.teacher.branches),
-                "fake score": weights_of(fake_score),
-                "critic": weights_of(critic),
+                **{name: weights_of(module) for name, module in made.items()},
                 "VAE": weights_of(family.parts.get("vae")),
-                "text encoders": weights_of(*(part for part in parts if part is not family.parts.get("vae"))),
+                "text encoders": [] if recipe.memory.cache_embeddings else weights_of(*family.text_encoders),
                 "extractors": weights_of(*(value for value in extractors if isinstance(value, nn.Module))),
             }
         )
@@ -116,7 +122,7 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
     return MemoryPlan(
         {name: size for name, size in weights.items() if size},
         optimizer_bytes({phase.name: phase.parameters for phase in phases}),
-        average_bytes(averaged),
+        0 if recipe.memory.average_on_cpu else average_bytes(averaged),
         working,
         notes,
     )
@@ -133,10 +139,17 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
     `load` reads the recipe again with overrides. They come in the order of how little they change what is learned.
     """
     training = recipe.training
+    decoder = family_class(recipe.model.family).tiny_decoder
     wanted: list[Switch] = [
+        ("memory.gradient_checkpointing=true", lambda r: not r.memory.gradient_checkpointing),
+        ("memory.average_on_cpu=true", lambda r: not r.memory.average_on_cpu),
+        ("memory.cache_embeddings=true", lambda r: not r.memory.cache_embeddings),
         (f"training.gradient_accumulation_steps={training.batch_size}",
          lambda r: r.training.gradient_accumulation_steps < r.training.batch_size),
+        ("memory.share_backbone=true", lambda r: not r.memory.share_backbone and _may_share(r)),
         ("training.precision=bf16", lambda r: r.training.precision != "bf16"),
+        ("memory.frozen_precision=bf16", lambda r: r.memory.frozen_precision == "fp32"),
+        (f"memory.decoder={decoder}", lambda r: bool(decoder and r.matches_distributions and not r.memory.decoder)),
         ("fake_score.trainable=lora", lambda r: r.matches_distributions and r.fake_score.trainable == "full"),
         ("student.trainable=lora", lambda r: r.student.trainable == "full"),
     ]  # fmt: skip
@@ -173,18 +186,42 @@ def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
             model = None if Path(wanted).exists() else find_published(wanted)
             if model:
                 changes[role] = str(write_skeleton(model, Path(scratch, role)))
-        yield recipe.model_copy(update={"model": recipe.model.model_copy(update=changes)})
+        if recipe.memory.share_backbone and _known_student(recipe.model.student):
+            changes["student"] = changes.get("teacher", recipe.model.teacher)
+        update: dict[str, Any] = {"model": recipe.model.model_copy(update=changes)}
+        decoder = recipe.memory.decoder
+        if decoder and not Path(decoder).exists():  # all published ones are alike, but for what they read
+            vae = read_config(update["model"].teacher, "vae", "config.json")
+            write_json(Path(scratch, "config.json"), {"latent_channels": vae["latent_channels"]})
+            update["memory"] = recipe.memory.model_copy(update={"decoder": scratch})
+        yield recipe.model_copy(update=update)
 
 
 def _is_file_of_known_student(name: str) -> bool:
     """A LoRA or backbone of the hub: it becomes a student as large as its teacher."""
-    return any(name in (f"{one.repository}/{one.file}", one.repository) and one.file for one in students().values())
+    known = _known_student(name)
+    return known is not None and known.file is not None
+
+
+def _known_student(name: str) -> Student | None:
+    known = (one for one in students().values() if name in (f"{one.repository}/{one.file}", one.repository))
+    return next(known, None)
+
+
+def _may_share(recipe: Recipe) -> bool:
+    """Whether the student is a LoRA that stays as it is."""
+    name = recipe.model.student
+    if recipe.student_folder or not (known := _known_student(name)) and not name.endswith(".safetensors"):
+        return False
+    if known:
+        return known.weights == "lora"
+    return Path(name).is_file() and any("lora" in key for key in tensor_names(Path(name)))
 
 
 def _phases(
     recipe: Recipe, family: Any, controls: Mapping[str, Control]
-) -> tuple[list[Phase], nn.Module | None, nn.Module | None, Sequence[nn.Parameter]]:
-    """All phases that have an optimiser, the networks made for them, and what is averaged at the end."""
+) -> tuple[list[Phase], Mapping[str, nn.Module | None], Sequence[nn.Parameter]]:
+    """All phases that have an optimiser, the networks made for them by name, and what is averaged at the end."""
     phases: list[Phase] = []
     warmup = [control.name for control in recipe.controls if control.init == "dsm"]
     if warmup:
@@ -193,18 +230,15 @@ def _phases(
         phases += RegressionStep(family.student, family.student.trainable()).phases
     if recipe.method == "nct":
         nct = build_nct_step(recipe, family, controls)
-        return [*phases, *nct.phases], None, None, nct.student_parameters
+        return [*phases, *nct.phases], {}, nct.student_parameters
     if recipe.method == "dsm":
         dsm = build_dsm_step(family, list(controls))
-        return [*phases, *dsm.phases], None, None, dsm.parameters
+        return [*phases, *dsm.phases], {}, dsm.parameters
     step = build_jdm_step(recipe, family, controls)
     step.weights.values.update(dict.fromkeys(step.weights.values, 1.0))
-    return [*phases, *step.phases], _module(step, "fake_score"), _module(step, "critic"), step.student_parameters
-
-
-def _module(step: JDMStep, name: str) -> nn.Module | None:
-    found = getattr(step, name)
-    return found if isinstance(found, nn.Module) else None
+    decoder = step.codec.vae if isinstance(step.codec, QuickCodec) else None
+    made: dict[str, Any] = {"fake score": step.fake_score, "critic": step.critic, "decoder": decoder}
+    return [*phases, *step.phases], made, step.student_parameters
 
 
 def _batch(family: Any, controls: Mapping[str, Control], size: int) -> Batch:

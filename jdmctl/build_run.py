@@ -27,11 +27,13 @@ from jdmctl.controls.base import Control
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import to_yaml
+from jdmctl.tinyworld.world import cache_folder
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
 from jdmctl.training.energies import RewardEnergy
 from jdmctl.training.observer import Measure, Validation
 from jdmctl.training.plan import OnePhase, Rate, Settings, Stage
+from jdmctl.training.prompts import PromptCache
 from jdmctl.training.run import Run
 from jdmctl.training.state import AdamW, Stateful
 from jdmctl.training.steps.dsm import DSMStep
@@ -60,6 +62,8 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     family = build_roles(recipe, device)
     train_samples, val_samples, buckets = build_samples(recipe, family, controls, device)
     prepare_student(recipe, family)
+    if recipe.memory.cache_embeddings:
+        _cache_prompts(family, [train_samples, val_samples], device)
     batches = Batches(
         samples=train_samples,
         encode_prompt=family.encode_prompt,
@@ -113,6 +117,14 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         extra=extra,
         products=_products(recipe, family),
     )
+
+
+def _cache_prompts(family: Any, samples: Sequence[Samples], device: torch.device) -> None:
+    """Encode all that a run asks for, then take the text encoders from the device."""
+    empty = family.empty_prompt(1)
+    prompts = PromptCache(cache_folder() / "prompts", family.encode_prompt, device)
+    prompts.fill(["", *(some.text(index) for some in samples for index in range(len(some)))])
+    family.use_prompts(prompts, empty)
 
 
 def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accelerator) -> Balance:
@@ -205,6 +217,7 @@ def _settings(recipe: Recipe) -> Settings:
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         max_grad_norm=training.max_grad_norm,
         ema_decay=training.ema_decay,
+        average_on="cpu" if recipe.memory.average_on_cpu else None,
         log_every_steps=training.log_every_steps,
         save_every_steps=training.save_every_steps,
         validate_every_steps=training.validate_every_steps,

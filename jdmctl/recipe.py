@@ -19,6 +19,7 @@ from jdmctl.recipe_sections import (
     Data,
     FakeScore,
     HeldOutReward,
+    Memory,
     Model,
     NoiseConsistency,
     Objective,
@@ -54,6 +55,7 @@ class Recipe(Section):
     critic: Critic = Critic()
     nct: NoiseConsistency = NoiseConsistency()
     training: Training = Training()
+    memory: Memory = Memory()
     data: Data
 
     @model_validator(mode="before")
@@ -131,6 +133,8 @@ class Recipe(Section):
             raise ValueError("method: redistill takes its branches from teacher_branch: leave out branch")
         if self.method == "redistill" and wants_dsm:
             raise ValueError("method: redistill takes its branches from teacher_branch: leave out init: dsm")
+        if self.memory.share_backbone and self.student_folder:
+            raise ValueError("memory.share_backbone is for a frozen student: leave out student.trainable")
         if self.student.l2_to_start and self.student.trainable == "frozen":
             raise ValueError("student.l2_to_start holds a student that is trained: set student.trainable")
         if self.objective.guidance == "decoupled" and self.objective.divergence in SCORE_DIVERGENCES:

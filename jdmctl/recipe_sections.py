@@ -205,6 +205,19 @@ class Training(Section):
     save_every_steps: PositiveInt = 100
 
 
+class Memory(Section):
+    """What is held how, and where. By default all of it in float32 on the device; `jdmctl plan` counts the bytes."""
+
+    gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
+    average_on_cpu: bool = Field(False, description="keep the moving average in the computer's own memory")
+    cache_embeddings: bool = Field(
+        False, description="encode prompts once, keep them on disk, text encoders on the CPU"
+    )
+    share_backbone: bool = Field(False, description="a student that is a LoRA stays one, on the teacher's own weights")
+    frozen_precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="backbones that are not trained")
+    decoder: str = Field("", description="AutoencoderTiny by which energies see pictures: a folder or hub name")
+
+
 class Data(Section):
     source: Literal["tiny", "images", "conditions", "prompts"]
     path: str = Field("", description="of the images, condition maps or text file, or a hub name; tiny needs none")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tiny_pipelines import FAMILIES
 from tiny_transformers import TRANSFORMERS
 
-from jdmctl.build import build_controls, build_jdm_step, prepare_student
+from jdmctl.build import build_controls, build_jdm_step, build_roles, prepare_student
 from jdmctl.build_run import build_run
 from jdmctl.cli.training import plan
 from jdmctl.families.heads import RatioCritic
@@ -140,7 +140,17 @@ def test_a_saved_lora_comes_back_here_and_as_a_student_of_its_own(tiny, family, 
     assert (drawn(other) - ours).abs().max() > 1e-3
     other.load_student_lora(tmp_path / "lora")
     assert (drawn(other) - ours).abs().max() < 1e-5
+    beside = kind.load(folder / "teacher", tmp_path / "lora", share_backbone=True)
+    assert (drawn(beside) - ours).abs().max() < 1e-4
+    own_weights = {p.data_ptr() for p in beside.teacher.parameters()}
+    assert own_weights <= {p.data_ptr() for p in beside.student.parameters()}
     merged = kind.load(folder / "teacher", tmp_path / "lora")
+    for one in (beside, merged):
+        torch.manual_seed(0)
+        speak(one.add_control_branch("canny"))
+    controls = {"canny": condition_of(family)}
+    assert (drawn(beside, controls) - drawn(merged, controls)).abs().max() < 1e-4
+    del merged.student.branches["canny"]
     assert (drawn(merged) - ours).abs().max() < 1e-4
     assert merged.student.backbone.state_dict().keys() == merged.teacher.backbone.state_dict().keys()
 
@@ -160,8 +170,12 @@ def recipe(tiny, folder: Path, *changes: str) -> Recipe:
     return parse_recipe(values, [*quick, *changes])
 
 
-def step_and_batch(tiny, family, folder):
-    asked = recipe(tiny, folder)
+LOW_MEMORY = ("memory.frozen_precision=bf16", "memory.gradient_checkpointing=true")
+ALL_SWITCHES = (*LOW_MEMORY, "memory.cache_embeddings=true", "memory.average_on_cpu=true")
+
+
+def step_and_batch(tiny, family, folder, *changes):
+    asked = recipe(tiny, folder, *changes)
     prepare_student(asked, family)
     step = build_jdm_step(asked, family, build_controls(asked, "cpu"))
     step.weights["softedge"] = 1e4  # the energy is what a step descends
@@ -169,9 +183,11 @@ def step_and_batch(tiny, family, folder):
     return step, Batch(family.encode_prompt(PROMPTS), conditions, SampleDraws(0, "test", range(2)))
 
 
-def test_one_step_of_jdm_descends_and_trains_only_what_it_should(tiny, family, folder):
+@pytest.mark.parametrize("changes", [(), LOW_MEMORY], ids=["", "low-memory"])
+def test_one_step_of_jdm_descends_and_trains_only_what_it_should(tiny, folder, changes):
     """On a fixed batch: the fake score's denoising loss and the control's energy both fall."""
-    step, batch = step_and_batch(tiny, family, folder)
+    family = build_roles(recipe(tiny, folder, *changes), "cpu")
+    step, batch = step_and_batch(tiny, family, folder, *changes)
     reached = {"fake_score": step.fake_score_loss(batch), "student": step.student_loss(batch)}
     reached["fake_score"].total.backward()
     assert all(p.grad is None for p in family.student.parameters())
@@ -189,6 +205,38 @@ def test_one_step_of_jdm_descends_and_trains_only_what_it_should(tiny, family, f
     after["student"] = step.student_loss(batch)
     assert after["fake_score"].total < reached["fake_score"].total
     assert after["student"].logs["softedge_energy"] < reached["student"].logs["softedge_energy"]
+    assert {p.dtype for p in (*step.student_parameters, *step.fake_score_parameters)} == {torch.float32}
+    in_halves = sum(p.numel() for p in family.teacher.parameters() if p.dtype == torch.bfloat16)
+    assert (in_halves > 0.5 * sum(p.numel() for p in family.teacher.parameters())) == bool(changes)
+
+
+def gradients(step, batch) -> list[torch.Tensor]:
+    """Of both losses, to whatever is trained."""
+    step.fake_score_loss(batch).total.backward()
+    step.student_loss(batch).total.backward()
+    return [p.grad for p in (*step.fake_score_parameters, *step.student_parameters) if p.grad is not None]
+
+
+def test_activations_that_are_computed_again_give_the_same_gradients(tiny, folder):
+    found = []
+    for changes in ((), LOW_MEMORY[1:]):
+        family = build_roles(recipe(tiny, folder, *changes), "cpu")
+        step, batch = step_and_batch(tiny, family, folder, *changes)
+        speak(family.student.branches["softedge"])
+        found.append(gradients(step, batch))
+    assert len(found[0]) == len(found[1]) > 10
+    for kept, again in zip(*found, strict=True):
+        assert (kept - again).norm() <= 1e-6 * max(1.0, kept.norm())
+
+
+def test_autocast_rounds_frozen_weights_anyway(tiny, folder):
+    """In bfloat16 the teacher answers bit for bit alike, whether its weights are held in it or rounded at each use."""
+    answers = []
+    for changes in ((), LOW_MEMORY[:1]):
+        family = build_roles(recipe(tiny, folder, *changes), "cpu")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            answers.append(family.teacher(noise_of(family), torch.tensor([0.3, 0.9]), family.encode_prompt(PROMPTS)))
+    assert torch.equal(*answers)
 
 
 def test_a_critic_reads_the_teacher(family):
@@ -203,10 +251,11 @@ def test_a_critic_reads_the_teacher(family):
     assert x_t.grad.any()
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, folder, photos, in_tiny_world):
+@pytest.mark.parametrize("switches", [(), ALL_SWITCHES], ids=["", "low-memory"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, folder, photos, in_tiny_world, switches):
     def run(name, *changes, resume=False):
         AcceleratorState._reset_state()
-        asked = recipe(tiny, folder, "data.source=images", f"data.path={photos}", *changes)
+        asked = recipe(tiny, folder, "data.source=images", f"data.path={photos}", *switches, *changes)
         accelerator = make_accelerator("cpu", "fp32")
         train(build_run(asked, accelerator), Path(name), accelerator, lambda record: None, resume)
         return load_file(f"{name}/controlnet/diffusion_pytorch_model.safetensors")
@@ -216,6 +265,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, folder, photos, in_tin
     resumed = run("half", "training.num_steps=2", resume=True)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert {value.dtype for value in whole.values()} == {torch.float32}
 
 
 def test_options_alone_find_the_family(tiny, folder):

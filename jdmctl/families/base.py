@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jdmctl.diffusion.prediction import to_x0
 from jdmctl.diffusion.schedule import NetworkSchedule, expand
+from jdmctl.families.checkpointing import kept_activations
 from jdmctl.types import Controls, Prompt
 
 
@@ -85,7 +86,8 @@ def frozen(module: nn.Module) -> Iterator[None]:
     for parameter in trainable:
         parameter.requires_grad_(False)
     try:
-        yield
+        with kept_activations(module):
+            yield
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jdmctl.types import Codec
+
 
 class LatentCodec:
     """A VAE with its scaling factor, and shift if any: images [B, 3, H, W] in [0, 1] <-> latents [B, C, h, w]."""
@@ -27,6 +29,16 @@ class AutoencoderCodec(LatentCodec):
 
     def encode(self, image: Tensor) -> Tensor:
         return self.vae.encode(image * 2 - 1).latent.float() * self.scale
+
+
+class QuickCodec:
+    """Another codec, whose latents a small autoencoder decodes (TAESD, github.com/madebyollin/taesd): less memory, and
+    small details that differ. It is told latents as the backbone has them."""
+
+    def __init__(self, codec: Codec, tiny: Any):
+        self.encode = codec.encode
+        self.vae = tiny
+        self.decode = LatentCodec(tiny).decode
 
 
 class FrameCodec:

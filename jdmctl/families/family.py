@@ -6,19 +6,25 @@ A family is a subclass that fills in the gaps which `FamilyHooks` lists.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from diffusers import AutoencoderTiny
 from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jdmctl.diffusion.schedule import NetworkSchedule
 from jdmctl.errors import BadInputError
 from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.families.codec import QuickCodec
+from jdmctl.families.folders import load_component
 from jdmctl.families.hooks import FamilyHooks
+from jdmctl.families.low_precision import hold, train_in_float32
+from jdmctl.families.prompts import repeat
 from jdmctl.families.sharing import twin
 from jdmctl.families.student_forms import load_student
 from jdmctl.types import Controls, Prompt
@@ -54,11 +60,13 @@ class Family(FamilyHooks):
         student_time: float = 1.0,
         student_timestep: int | None = None,
         student_prediction: str | None = None,
+        share_backbone: bool = False,
     ) -> Self:
         """Load a teacher's pipeline folder (or hub name), and a student in any of its forms, in float32.
 
         The student draws at `student_time` in [0, 1], or at the time when a network is told `student_timestep`.
         `student_prediction` says what its network predicts where its files do not, or do wrongly.
+        `share_backbone` keeps a student that is a LoRA as layers on the teacher's own weights, then held once.
 
         Raises:
             BadInputError: not a pipeline of this family, or a student that does not fit its teacher.
@@ -66,7 +74,7 @@ class Family(FamilyHooks):
         """
         cls.require_folder(teacher, "teacher")
         backbone, config = cls.load_backbone(teacher), cls.read_scheduler(teacher)
-        own_backbone, own_config = load_student(cls, student, teacher, backbone)
+        own_backbone, own_config = load_student(cls, student, teacher, backbone, share_backbone)
         own_config = own_config or config
         schedule, prediction = cls.make_schedule(own_config, own_backbone)
         if student_timestep is not None:
@@ -125,7 +133,8 @@ class Family(FamilyHooks):
         if init != "student":
             branch = self.load_branch(init, denoiser)
         else:
-            branch = self.new_branch(denoiser) if kind == "controlnet" else self.light_branch(denoiser, kind, rank)
+            start = self._merged(denoiser)
+            branch = self.new_branch(start) if kind == "controlnet" else self.light_branch(start, kind, rank)
         branch.to(next(denoiser.parameters()).device, memory_format=torch.channels_last)
         denoiser.branches[name] = branch.train()
         self.train_branch(branch)
@@ -145,10 +154,39 @@ class Family(FamilyHooks):
             self.add_control_branch(name, init, denoiser=fake)
         if trainable == "lora":
             self.add_lora(backbone, rank)
+        train_in_float32(backbone)
         return fake
+
+    def quick_codec(self, source: str | Path) -> QuickCodec:
+        """The family's codec, decoding by the AutoencoderTiny in a folder or of a hub name.
+
+        Raises:
+            BadInputError: it is made for latents of another size.
+        """
+        tiny = load_component(AutoencoderTiny, source, None)
+        factor = 2 ** (len(tiny.config.decoder_block_out_channels) - 1)
+        found, wanted = (tiny.config.latent_channels, factor), (self.latent_shape[0], self.pixels_per_latent)
+        if found != wanted:
+            raise BadInputError(
+                f"the decoder {source} is for latents of {found[0]} channels and 1/{found[1]} of a picture's side, "
+                f"this model's have {wanted[0]} and 1/{wanted[1]}",
+                hint=f"--set memory.decoder={self.tiny_decoder}",
+            )
+        return QuickCodec(self.codec, tiny.to(next(self.student.parameters()).device))
+
+    def use_prompts(self, encode: Callable[[Sequence[str]], Prompt], empty: Prompt) -> None:
+        """From now on prompts come from elsewhere, `empty` is that of no text; text encoders go to the CPU."""
+        for module in self.text_encoders:
+            module.to("cpu")
+        vars(self).update(encode_prompt=encode, empty_prompt=lambda size: repeat(empty, size))
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        return [part for part in self._part_modules() if part is not self.parts.get("vae")]
 
     def add_student_lora(self, rank: int) -> None:
         self.add_lora(self.student.backbone, rank)
+        train_in_float32(self.student.backbone)
 
     def save_student(self, folder: str | Path) -> None:
         """Write the student as a diffusers pipeline folder that draws in one step from pure noise."""
@@ -190,6 +228,15 @@ class Family(FamilyHooks):
                 output = self.guide(output, free, guidance_scale)
             x_t = scheduler.step(output, timestep, x_t).prev_sample
         return x_t
+
+    def _merged(self, denoiser: DiffusionDenoiser) -> DiffusionDenoiser:
+        """A denoiser whose backbone has no LoRA layers beside it: itself, or a copy with them merged in float32."""
+        if not any(isinstance(module, BaseTunerLayer) for module in denoiser.backbone.modules()):
+            return denoiser
+        backbone = copy.deepcopy(denoiser.backbone)
+        hold([backbone], torch.float32)
+        self.merge_lora(backbone)
+        return self.denoiser_class(backbone, denoiser.schedule, denoiser.prediction)
 
     def _part_modules(self) -> Iterable[nn.Module]:
         return [part for part in self.parts.values() if isinstance(part, nn.Module)]

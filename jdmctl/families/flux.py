@@ -57,6 +57,7 @@ class Flux(FlowFamily):
     pipeline_class = FluxPipeline
     backbone_class = FluxTransformer2DModel
     denoiser_class = FluxDenoiser
+    tiny_decoder = "madebyollin/taef1"
     part_classes = {
         "vae": AutoencoderKL,
         "tokenizer": CLIPTokenizer,

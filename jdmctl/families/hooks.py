@@ -35,6 +35,7 @@ class FamilyHooks:
     lora_targets: ClassVar[tuple[str, ...]]
     layout: ClassVar[torch.memory_format] = torch.channels_last  # of weights; video VAEs cannot have this one
     any_aspect: ClassVar[bool] = False  # pictures may differ in shape: nothing but x_t tells the backbone their size
+    tiny_decoder: ClassVar[str] = ""  # a published AutoencoderTiny for its latents
     index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
 
     codec: Any  # a Codec; the families here have a `vae` in it

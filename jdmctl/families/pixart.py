@@ -133,6 +133,7 @@ class PixArtAlpha(PixArt):
     name = "pixart_alpha"
     pipelines = ("PixArtAlphaPipeline",)
     pipeline_class = PixArtAlphaPipeline
+    tiny_decoder = "madebyollin/taesd"
     max_words = 120
 
 
@@ -140,4 +141,5 @@ class PixArtSigma(PixArt):
     name = "pixart_sigma"
     pipelines = ("PixArtSigmaPipeline",)
     pipeline_class = PixArtSigmaPipeline
+    tiny_decoder = "madebyollin/taesdxl"
     max_words = 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import BasicTransformerBlock
@@ -20,7 +21,7 @@ class PixArtControlNetModel(ModelMixin, ConfigMixin):
     latent. Saved by `save_pretrained`; the authors' own checkpoints are pickles in other keys and are not read.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -61,6 +62,7 @@ class PixArtControlNetModel(ModelMixin, ConfigMixin):
             for _ in range(num_layers)
         )
         self.after_proj = nn.ModuleList(nn.Linear(width, width) for _ in range(num_layers))
+        self.gradient_checkpointing = False
         for layer in (self.before_proj, *self.after_proj):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -75,6 +77,9 @@ class PixArtControlNetModel(ModelMixin, ConfigMixin):
         hidden_states = hidden_states + self.before_proj(condition)
         added = []
         for block, after in zip(self.transformer_blocks, self.after_proj, strict=True):
-            hidden_states = block(hidden_states, *told, **named)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                hidden_states = self._gradient_checkpointing_func(block, hidden_states, *told, **named)
+            else:
+                hidden_states = block(hidden_states, *told, **named)
             added.append(conditioning_scale * after(hidden_states))
         return added

@@ -43,6 +43,7 @@ class SD3(FlowFamily):
     pipeline_class = StableDiffusion3Pipeline
     backbone_class = SD3Transformer2DModel
     denoiser_class = SD3Denoiser
+    tiny_decoder = "madebyollin/taesd3"
     part_classes = {
         "vae": AutoencoderKL,
         "tokenizer": CLIPTokenizer,

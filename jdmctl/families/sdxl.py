@@ -39,6 +39,7 @@ class StableDiffusionXL(UNetFamily):
     pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLControlNetPipeline")
     pipeline_class = StableDiffusionXLPipeline
     denoiser_class = SDXLDenoiser
+    tiny_decoder = "madebyollin/taesdxl"
     part_classes = {
         "vae": AutoencoderKL,
         "text_encoder": CLIPTextModel,

@@ -8,6 +8,11 @@ from typing import Any
 from torch import nn
 
 
+def double(module: Any) -> Any:
+    """A copy with the very same parameters, frozen ones: wherever one of the two is moved, the other goes too."""
+    return copy.deepcopy(module, {id(value): value for value in (*module.parameters(), *module.buffers())})
+
+
 def twin(module: Any) -> Any:
     """A copy with parameters of its own that lie in the same memory, so that weights are held once."""
     shared = {id(value): nn.Parameter(value.detach(), requires_grad=False) for value in module.parameters()}

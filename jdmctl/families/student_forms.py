@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.families.folders import load_component
-from jdmctl.families.sharing import twin
+from jdmctl.families.sharing import double, twin
 from jdmctl.weights import require_safetensors, tensor_names
 
 if TYPE_CHECKING:
@@ -35,17 +35,25 @@ _CHECKPOINT = ("model.diffusion_model.",)  # what a whole checkpoint's backbone 
 
 
 def load_student(
-    family: type[Family], source: str | Path, teacher: str | Path, backbone: nn.Module
+    family: type[Family], source: str | Path, teacher: str | Path, backbone: nn.Module, share: bool = False
 ) -> tuple[nn.Module, Mapping[str, Any] | None]:
     """A student's backbone in any form, and its scheduler's config if it has one of its own.
 
-    `backbone` is the teacher's; it stays as it is, and weights that both have may be held once.
+    `backbone` is the teacher's; it stays as it is, and weights that both have may be held once. With `share` they are:
+    the student is the teacher itself or a LoRA, whose layers then stay beside the backbone's own.
 
     Raises:
-        BadInputError: it is no student of this family, or fits another teacher.
+        BadInputError: it is no student of this family, or fits another teacher, or cannot share its weights.
         MissingWeightsError: it is not there, cut short, or only there as a pickle.
     """
     form, path = student_form(family, source)
+    if share and form == "pipeline" and str(source) == str(teacher):
+        return double(backbone), None
+    if share and form != "lora":
+        raise BadInputError(
+            f"student {source} is no LoRA on its teacher, so that the two have no weights in common",
+            hint="--set memory.share_backbone=false",
+        )
     if form == "pipeline":
         family.require_folder(source, "student")
         student = family.load_backbone(source)
@@ -56,7 +64,7 @@ def load_student(
         family.require_same(backbone, student, f"student {source}", f"teacher {teacher}")
         return student, None
     if form == "lora":
-        return _with_lora(family, Path(path), backbone), None
+        return _with_lora(family, Path(path), backbone, share), None
     if form == "checkpoint":
         return _from_checkpoint(family, Path(path), teacher), None
     return _with_weights(Path(path), backbone), None
@@ -103,9 +111,9 @@ def _only_file(path: Path) -> Path:
     return files[0]
 
 
-def _with_lora(family: type[Family], file: Path, backbone: nn.Module) -> nn.Module:
-    """The teacher's backbone with a LoRA merged into a copy of it."""
-    student: Any = copy.deepcopy(backbone)
+def _with_lora(family: type[Family], file: Path, backbone: nn.Module, share: bool) -> nn.Module:
+    """The teacher's backbone with a LoRA merged into a copy of it, or, to share its weights, beside them."""
+    student: Any = double(backbone) if share else copy.deepcopy(backbone)
     prefix = f"{family.subfolder}."
     try:
         layers, alphas = family.lora_layers(load_file(file), student)
@@ -119,7 +127,8 @@ def _with_lora(family: type[Family], file: Path, backbone: nn.Module) -> nn.Modu
             f"student {file} is a LoRA that does not fit the teacher: {reason}",
             hint="give the teacher that it was made for (--teacher)",
         ) from reason
-    family.merge_lora(student)
+    if not share:
+        family.merge_lora(student)
     return student
 
 

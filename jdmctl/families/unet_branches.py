@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import ControlNetModel, T2IAdapter
 from peft import LoraConfig
 from torch import nn
 
 from jdmctl.errors import BadInputError, ConditionMismatchError
 from jdmctl.families.folders import load_component, read_config
+from jdmctl.families.low_precision import compute_in_float32, hold
 
 
 class ControlNetLora(ControlNetModel):
@@ -24,9 +26,10 @@ class ControlNetLora(ControlNetModel):
     def borrow(self, unet: nn.Module, targets: Sequence[str], rank: int) -> None:
         """Take the weights of the UNet that it was copied from, and get LoRA layers."""
         owned = dict(unet.named_parameters())
-        for name, parameter in self.named_parameters():
-            if not name.startswith("controlnet_"):
-                parameter.data = owned[name].data
+        for name in [name for name, _ in self.named_parameters() if not name.startswith("controlnet_")]:
+            part, _, own = name.rpartition(".")
+            setattr(self.get_submodule(part), own, nn.Parameter(owned[name].detach()))
+        compute_in_float32([self])
         self.add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), exclude_modules=r"controlnet_.*")
         )
@@ -39,6 +42,7 @@ class ControlNetLora(ControlNetModel):
     def merged(self) -> ControlNetModel:
         """An ordinary ControlNet that says the same."""
         whole: Any = copy.deepcopy(self)
+        hold([whole], torch.float32)
         whole.fuse_lora()
         whole.unload_lora()
         plain = ControlNetModel(**{key: value for key, value in self.config.items() if not key.startswith("_")})

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from jdmctl.errors import BadInputError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.family import Family
+from jdmctl.families.low_precision import train_in_float32
 from jdmctl.families.unet_branches import ControlNetLora, load_branch, new_adapter
 
 # Schedulers in whose terms x = x0 + sigma noise; the others start from N(0, 1)
@@ -73,6 +74,7 @@ class UNetFamily(Family):
     def train_branch(self, branch: nn.Module) -> None:
         if isinstance(branch, ControlNetLora):
             branch.open()
+            train_in_float32(branch)
         else:
             super().train_branch(branch)
 

@@ -60,6 +60,7 @@ class ZImage(FlowFamily):
     pipeline_class = ZImagePipeline
     backbone_class = ZImageTransformer2DModel
     denoiser_class = ZImageDenoiser
+    tiny_decoder = "madebyollin/taef1"
     part_classes = {"vae": AutoencoderKL, "tokenizer": Qwen2Tokenizer, "text_encoder": Qwen3Model}
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
     must_agree = ("in_channels", "cap_feat_dim", "dim")

@@ -15,18 +15,21 @@ class MovingAverage:
     The decay starts small, min(decay, (1 + n) / (10 + n)) at update n, so that a short run's average is not its start.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float):
+    def __init__(self, parameters: Sequence[nn.Parameter], decay: float, device: torch.device | str | None = None):
+        """`device` is where the average is kept, and the parameters' own values while it is applied."""
         self.parameters = tuple(parameters)
         self.decay = decay
         self.num_updates = 0
-        self.values = [p.detach().clone() for p in self.parameters]
+        self.device = device
+        self.values = self._own()
 
     @torch.no_grad()
     def update(self) -> None:
         if not self.parameters:
             return
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        torch._foreach_lerp_(self.values, list(self.parameters), 1 - decay)
+        now = [p.to(value.device) for p, value in zip(self.parameters, self.values, strict=True)]
+        torch._foreach_lerp_(self.values, now, 1 - decay)
         self.num_updates += 1
 
     @torch.no_grad()
@@ -37,7 +40,7 @@ class MovingAverage:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The parameters hold their averages inside the block and their own values again after it."""
-        own: list[Tensor] = [p.detach().clone() for p in self.parameters]
+        own = self._own()
         self.copy_to_parameters()
         try:
             yield
@@ -45,3 +48,6 @@ class MovingAverage:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, own, strict=True):
                     parameter.copy_(value)
+
+    def _own(self) -> list[Tensor]:
+        return [p.detach().to(self.device or p.device, copy=True) for p in self.parameters]

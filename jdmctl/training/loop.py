@@ -39,7 +39,7 @@ def fit(
     Raises NonFiniteLossError, and RunInterrupted after Ctrl-C (the state is saved first).
     """
     phases = [phase for stage in stages for phase in stage.step.phases]
-    state = TrainingState(phases, settings.optimizers, settings.ema_decay)
+    state = TrainingState(phases, settings.optimizers, settings.ema_decay, settings.average_on)
     loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
     if resume and (path := checkpoints.latest()):
         state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)

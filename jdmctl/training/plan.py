@@ -98,6 +98,7 @@ class Settings:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float = 1.0
     ema_decay: float = 0.999
+    average_on: str | None = None  # a device; None: where the parameters are
     log_every_steps: int = 10
     save_every_steps: int = 100
     validate_every_steps: int = 50

@@ -38,11 +38,17 @@ class TrainingState:
     stage.
     """
 
-    def __init__(self, phases: Sequence[Phase], optimizers: Mapping[str, AdamW], ema_decay: float):
+    def __init__(
+        self,
+        phases: Sequence[Phase],
+        optimizers: Mapping[str, AdamW],
+        ema_decay: float,
+        average_on: torch.device | str | None = None,
+    ):
         self.parameters = {phase.name: phase.parameters for phase in phases}
         self.optimizers = {name: _adamw(p, optimizers[name]) for name, p in self.parameters.items()}
-        self.ema_decay = ema_decay
-        self.average = MovingAverage((), ema_decay)
+        self.ema_decay, self.average_on = ema_decay, average_on  # None: where the parameters are
+        self.average = self._average_of(())
         self.stage = -1  # which stage (-1: none yet), and how many of its steps are done
         self.step = 0
         self.order = 0
@@ -54,7 +60,7 @@ class TrainingState:
     def enter(self, stage: int, averaged: Sequence[nn.Parameter]) -> None:
         """Begin a stage: step 0, no losses, its own average and its own best checkpoint."""
         self.stage, self.step, self.losses, self.best, self.halted = stage, 0, [], {}, False
-        self.average = MovingAverage(averaged, self.ema_decay)
+        self.average = self._average_of(averaged)
 
     def save(self, checkpoints: Checkpoints, name: str, extra: Mapping[str, Stateful]) -> Path:
         tensors: TensorGroups = {
@@ -78,7 +84,7 @@ class TrainingState:
             setattr(self, key, counters[key])
         for key, item in extra.items():
             item.load_state_dict(counters["extra"][key])
-        self.average = MovingAverage(averaged[self.stage], self.ema_decay)
+        self.average = self._average_of(averaged[self.stage])
         self.average.num_updates = counters["average_updates"]
         _copy(tensors["weights"], self._unique(), path)
         _copy(tensors["average"], self._average(), path)
@@ -93,6 +99,9 @@ class TrainingState:
         """Take only the average from a checkpoint of the present stage."""
         tensors, _ = checkpoints.load(path)
         _copy(tensors["average"], self._average(), path)
+
+    def _average_of(self, parameters: Sequence[nn.Parameter]) -> MovingAverage:
+        return MovingAverage(parameters, self.ema_decay, self.average_on)
 
     def _unique(self) -> dict[str, nn.Parameter]:
         """Each trained parameter once, named after the first phase that trains it."""
