@@ -18,6 +18,12 @@ from jdmctl.training.state import TrainingState
 
 SMALL = ["training.batch_size=4", "data.num_samples=8", "data.num_validation_samples=4"]
 LORA = "fake_score.trainable=lora"
+LOW_MEMORY = [
+    "memory.gradient_checkpointing=true",
+    "memory.average_on_cpu=true",
+    "memory.cache_embeddings=true",
+    "memory.frozen_precision=bf16",
+]
 
 
 def allocated(update) -> int:
@@ -38,6 +44,7 @@ def allocated(update) -> int:
     [
         ("tiny/canny", ["training.precision=fp32"]),
         ("tiny/lowres", ["training.precision=bf16", "training.gradient_accumulation_steps=2", LORA]),
+        ("tiny/canny", ["training.precision=bf16", LORA, *LOW_MEMORY]),
     ],
 )
 def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
@@ -69,7 +76,8 @@ def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
     moments = [t for one in state.optimizers.values() for s in one.state.values() for t in s.values()]
     assert planned.optimizer == sum(t.nbytes for t in moments)
     state.enter(0, run.stages[-1].averaged)
-    assert planned.average == sum(t.nbytes for t in state.average.values)
+    assert planned.average == (not recipe.memory.average_on_cpu) * sum(t.nbytes for t in state.average.values)
+    assert ("text encoders" in planned.weights) != recipe.memory.cache_embeddings
     step = run.stages[-1].step
     teacher = step.teacher.denoiser if isinstance(step.teacher, Guided) else step.teacher
     real = {"teacher": teacher, "student": step.student, "fake": step.fake_score, "vae": step.codec.vae}
@@ -114,22 +122,27 @@ def test_sd_turbo_before_it_is_downloaded(in_tiny_world, capsys):
 
 
 def test_switches_come_one_by_one_until_it_fits(in_tiny_world, monkeypatch):
-    """One sample a piece is the first to go; nothing is suggested that the recipe has already."""
+    """What changes nothing goes first, then rounding, then the decoder; nothing is suggested that is there already."""
 
     def load(chosen):
         return load_recipe("tiny/distill", [*SMALL, "training.precision=fp32", *chosen])
 
     def by_pieces(recipe):
-        """10 GiB, and as much less as there are switches set."""
-        used = recipe.training.gradient_accumulation_steps > 1, recipe.training.precision == "bf16"
-        used += (recipe.fake_score.trainable == "lora",)
-        return MemoryPlan({}, 0, 0, {"a": Working(0, (10 - sum(used)) * 2**30, 0)})
+        """20 GiB, and as much less as there are switches set."""
+        memory = recipe.memory
+        used = (recipe.training.gradient_accumulation_steps > 1, recipe.training.precision == "bf16",
+                recipe.fake_score.trainable == "lora", memory.gradient_checkpointing, memory.average_on_cpu,
+                memory.cache_embeddings, memory.frozen_precision == "bf16", memory.decoder != "")  # fmt: skip
+        return MemoryPlan({}, 0, 0, {"a": Working(0, (20 - sum(used)) * 2**30, 0)})
 
     monkeypatch.setattr(build_plan, "plan_memory", by_pieces)
     found = list(suggestions(load(["fake_score.trainable=full"]), load, gibibytes=0))
-    assert [one[-1] for one, _ in found] == ["training.gradient_accumulation_steps=4", "training.precision=bf16", LORA]
-    assert [one.peak >> 30 for _, one in found][:2] == [9, 8]
-    assert len(list(suggestions(load([]), load, gibibytes=10))) == 1
+    assert [one[-1] for one, _ in found] == [
+        *LOW_MEMORY[:3], "training.gradient_accumulation_steps=4", "training.precision=bf16", LOW_MEMORY[3],
+        "memory.decoder=madebyollin/taesd", LORA,
+    ]  # fmt: skip
+    assert [one.peak >> 30 for _, one in found] == list(range(19, 11, -1))
+    assert len(list(suggestions(load([]), load, gibibytes=19))) == 2
 
 
 def test_an_unknown_model_is_told(in_tiny_world):
