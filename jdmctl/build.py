@@ -37,7 +37,7 @@ from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
 from jdmctl.types import Energy, EnergyWeights
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(path: str, role: str) -> str:
@@ -64,14 +64,19 @@ def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
 
     What is held in less than float32 goes to the device as that.
     """
-    model, memory = recipe.model, recipe.memory
+    model = recipe.model
     if recipe.method in NEW_STUDENTS:
         model = model.model_copy(update={"student": resolve(model.teacher, "teacher")})
-    family = build_family(model, "cpu", memory.share_backbone)
-    frozen = [family.teacher, *([] if recipe.student_folder == "student" else [family.student])]
-    if memory.frozen_precision != "fp32":
-        hold([denoiser.backbone for denoiser in frozen], DTYPES[memory.frozen_precision])
+    family = build_family(model, "cpu", recipe.memory.share_backbone)
+    hold_frozen(recipe, family)
     return family.to(device)
+
+
+def hold_frozen(recipe: Recipe, family: Any) -> None:
+    """Hold the weights of backbones that a recipe leaves frozen as it says."""
+    frozen = [family.teacher, *([] if recipe.student_folder == "student" else [family.student])]
+    if recipe.memory.frozen_precision != "fp32":
+        hold([denoiser.backbone for denoiser in frozen], _DTYPES[recipe.memory.frozen_precision])
 
 
 def build_trained(

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from jdmctl.build import build_controls, build_dsm_step, build_jdm_step, build_nct_step, build_roles, prepare_student
+from jdmctl.build import (
+    build_controls,
+    build_dsm_step,
+    build_jdm_step,
+    build_nct_step,
+    build_roles,
+    hold_frozen,
+    prepare_student,
+)
 from jdmctl.controls.base import Control
 from jdmctl.errors import JdmError
 from jdmctl.families.codec import QuickCodec
@@ -98,6 +106,7 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
         if recipe.memory.share_backbone and local.model.student == local.model.teacher:
             family.add_lora(family.student.backbone, _LORA_RANK)
             family.student.backbone.requires_grad_(False)
+            hold_frozen(local, family)
             notes += (f"the student's LoRA is counted as one of rank {_LORA_RANK} on every layer that can have one",)
         prepare_student(local, family)
         phases, made, averaged = _phases(local, family, controls)
