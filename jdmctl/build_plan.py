@@ -195,7 +195,8 @@ def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
             model = None if Path(wanted).exists() else find_published(wanted)
             if model:
                 changes[role] = str(write_skeleton(model, Path(scratch, role)))
-        if recipe.memory.share_backbone and _known_student(recipe.model.student):
+        known = _known_student(recipe.model.student)
+        if recipe.memory.share_backbone and known and known.weights == "lora":
             changes["student"] = changes.get("teacher", recipe.model.teacher)
         update: dict[str, Any] = {"model": recipe.model.model_copy(update=changes)}
         decoder = recipe.memory.decoder
