@@ -30,7 +30,7 @@ from jdmctl.objectives.score_divergence import ScoreDivergence
 from jdmctl.recipe import AWARE_TEACHERS, NEW_STUDENTS, Recipe
 from jdmctl.recipe_sections import SCORE_DIVERGENCES, HeldOutReward, Model
 from jdmctl.rewards.base import Reward, load_reward
-from jdmctl.tinyworld.world import world_folder
+from jdmctl.tinyworld.world import built_form, is_of_world, world_folder
 from jdmctl.training.energies import ControlEnergy, RewardEnergy
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
@@ -41,9 +41,11 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(path: str, role: str) -> str:
-    """`tiny/x` is the embedded world's folder x, and `tiny` its folder for a role."""
-    head, _, rest = path.partition("/")
-    return str(world_folder() / (rest or role)) if head == "tiny" else path
+    """`tiny/x` is the embedded world's folder x, `tiny` its folder for a role, `tiny/forms/x` one that was built."""
+    if not is_of_world(path):
+        return path
+    rest = path.partition("/")[2] or role
+    return str(built_form(rest.removeprefix("forms/")) if rest.startswith("forms/") else world_folder() / rest)
 
 
 def build_family(model: Model, device: torch.device | str, share_backbone: bool = False) -> Any:

@@ -15,7 +15,7 @@ from jdmctl.build import build_reward
 from jdmctl.recipe import Recipe
 from jdmctl.rewards.base import Reward
 from jdmctl.tinyworld.judge import Judge
-from jdmctl.tinyworld.world import samples, world_folder
+from jdmctl.tinyworld.world import is_of_world, samples, world_folder
 from jdmctl.training.approval import Approval
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.energies import DifferentiableReward
@@ -113,7 +113,7 @@ def build_approval(
 
 
 def _judge(recipe: Recipe) -> Judge | None:
-    has_judge = recipe.model.teacher == "tiny" and (world_folder() / "classifier").exists()
+    has_judge = is_of_world(recipe.model.teacher) and (world_folder() / "classifier").exists()
     return Judge.load(world_folder()) if has_judge else None
 
 

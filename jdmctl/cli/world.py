@@ -10,6 +10,7 @@ import typer
 from jdmctl.cli.evaluate import publish
 from jdmctl.cli.options import JsonOption, NumOption, QuietOption, ResultsOption, SplitOption
 from jdmctl.cli.output import Output, mode
+from jdmctl.errors import BadInputError
 
 app = typer.Typer(
     name="world",
@@ -40,6 +41,30 @@ def build(
         width = max(map(len, report))
         lines = "\n".join(f"{name.ljust(width)}  {value:.4f}" for name, value in report.items())
         out.result({"world": str(output), "report": report}, f"{lines}\nworld: {output}")
+
+
+@app.command()
+def form(
+    name: Annotated[str, typer.Argument(help="sdxl, pixart or sd3.")],
+    budget: Annotated[float, typer.Option(min=0.0005, help="Share of the full training to spend.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of every stage.")] = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train the world's teacher and one-step student once more as another family: tiny/forms/NAME in recipes.
+
+    The same command again goes on where a build was stopped.
+    """
+    from jdmctl.tinyworld.world import FORM_NAMES
+
+    if name not in FORM_NAMES:
+        raise BadInputError(f"the world has no form {name}", hint=f"there are {', '.join(FORM_NAMES)}")
+    from jdmctl.tinyworld.forms.make import build_form
+
+    with Output(mode(as_json, quiet)) as out:
+        folder, numbers = build_form(name, budget, seed, out.note, out.event)
+        lines = "\n".join(f"{key.ljust(20)}  {value:.4f}" for key, value in numbers.items())
+        out.result({"form": str(folder), "report": numbers}, f"{lines}\nform: {folder}")
 
 
 @app.command()

@@ -27,7 +27,7 @@ from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld.make import REPORT_FILE
 from jdmctl.tinyworld.stages.autoencoder import psnr
-from jdmctl.tinyworld.world import world_folder
+from jdmctl.tinyworld.world import is_of_world, world_folder
 from jdmctl.training.atomic import writing
 
 TEACHER_STEPS = 25
@@ -101,7 +101,7 @@ def score_runs(
     Raises:
         BadInputError: the runs are not on the world in use, and no other pictures are given.
     """
-    if asked.data is None and entrant.recipe.model.teacher != "tiny":
+    if asked.data is None and not is_of_world(entrant.recipe.model.teacher):
         raise BadInputError(
             f"{entrant.runs[0]} is not a run on the embedded world", hint="give held-out pictures: --data FOLDER"
         )

@@ -13,6 +13,7 @@ from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Mark
 from jdmctl.comparison.searches import MorePasses, searches
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row
+from jdmctl.tinyworld.world import is_of_world
 
 PLUGGED = "ControlNet plugged in"
 
@@ -45,7 +46,7 @@ def score(cells: Sequence[Cell], asked: Asked, more: MorePasses, command: str, s
         BadInputError: the recipe is not one on the world in use, and no other pictures are given.
     """
     recipe = cells[0].recipe
-    if asked.data is None and recipe.model.student != "tiny":
+    if asked.data is None and not is_of_world(recipe.model.student):
         raise BadInputError(
             "compare needs a recipe on the embedded world, or held-out pictures",
             hint="give --data FOLDER with captioned pictures that no cell was trained on",

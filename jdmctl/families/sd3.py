@@ -62,9 +62,12 @@ class SD3(FlowFamily):
 
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """At most 256 tokens of T5, as its pipeline has it, or fewer where its tokenizer says so."""
+        length = min(256, self.parts["tokenizer_3"].model_max_length)
         words, _, pooled, _ = self.text_pipeline.encode_prompt(
-            list(texts), None, None, device=self.text_device, do_classifier_free_guidance=False
-        )
+            list(texts), None, None, device=self.text_device, do_classifier_free_guidance=False,
+            max_sequence_length=length,
+        )  # fmt: skip
         return {"encoder_hidden_states": words, "pooled_projections": pooled}
 
     def _show_conditions(self, denoiser: Any) -> None:

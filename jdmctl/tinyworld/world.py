@@ -12,6 +12,7 @@ from jdmctl.tinyworld.source import Pictures, captioned_folder, scenes
 
 SHIPPED = Path(__file__).parent / "weights"
 SOURCE_FILE = "pictures.json"  # in a world of the user's own: which folder its pictures are in
+FORM_NAMES = ("sdxl", "pixart", "sd3")
 NUM_PICTURES = {"train": 12_000, "reference": 2_000, "val": 600, "test": 1_000}
 
 
@@ -33,6 +34,34 @@ def cache_folder() -> Path:
     """Where rendered scenes and extracted conditions are kept: JDMCTL_CACHE, or jdmctl/ in the user's cache."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("JDMCTL_CACHE") or Path(base, "jdmctl"))
+
+
+def form_folder(name: str) -> Path:
+    """Where another form of the world in use is built; the shipped world's own folder belongs to the package."""
+    world = world_folder()
+    return (cache_folder() if world == SHIPPED else world) / "forms" / name
+
+
+def built_form(path: str) -> Path:
+    """The folder of NAME/teacher or NAME/student.
+
+    Raises:
+        MissingWeightsError: that form is not built yet, or there is none such.
+    """
+    name, _, role = path.partition("/")
+    if name not in FORM_NAMES:
+        raise MissingWeightsError(f"the world has no form {name}", hint=f"there are {', '.join(FORM_NAMES)}")
+    folder = form_folder(name) / role
+    if not (folder / "model_index.json").exists():
+        raise MissingWeightsError(
+            f"the world's form {name} is not built yet", hint=f"build it: jdmctl world form {name}"
+        )
+    return folder
+
+
+def is_of_world(path: str) -> bool:
+    """Whether a recipe's path means a folder of the world in use."""
+    return path.partition("/")[0] == "tiny"
 
 
 def world_name() -> str:
