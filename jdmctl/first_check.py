@@ -15,7 +15,7 @@ from jdmctl.build_run import build_run
 from jdmctl.errors import JdmError
 from jdmctl.evaluation.contract import better, distances, other_calls
 from jdmctl.families import FAMILIES
-from jdmctl.families.contract import contract_of, require_pair
+from jdmctl.families.contract import call_of, require_pair
 from jdmctl.families.identify import identify
 from jdmctl.families.students import students
 from jdmctl.recipe_files import parse_recipe
@@ -91,7 +91,7 @@ class FirstCheck:
         if not self.teacher:
             return False, f"family {found.family}, no known student", "name the model that it was made from: --teacher"
         require_pair(found, identify(resolve(self.teacher, "teacher")))
-        contract = contract_of(found)
+        contract = call_of(found)
         if found.family not in FAMILIES:
             return False, f"family {found.family}", "jdmctl has no adapter for it yet: jdmctl students"
         time = known.student_time if known else (contract.timestep.value or 999) / 999

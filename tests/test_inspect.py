@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from jdmctl.cli.inspect import inspect
 from jdmctl.errors import BadInputError, MissingWeightsError
-from jdmctl.families.contract import contract_of, require_pair
+from jdmctl.families.contract import call_of, require_pair
 from jdmctl.families.identify import identify
 from jdmctl.families.students import students
 
@@ -40,15 +40,15 @@ def tensors(path, **shapes):
 def test_sd_turbo_by_its_values_alone(tmp_path):
     found = identify(pipeline(tmp_path / "mine", unet=SD2))
     assert (found.family, found.student) == ("stable_diffusion", "sd-turbo")
-    assert contract_of(found).timestep.value == 999
-    assert "scheduling_euler_discrete" in contract_of(found).timestep.where
+    assert call_of(found).timestep.value == 999
+    assert "scheduling_euler_discrete" in call_of(found).timestep.where
 
 
 def test_the_same_network_with_another_scheduler_is_no_known_student(tmp_path):
     """stable-diffusion-2-1-base: leading timesteps. Its contract is its own files', timestep 1 and all."""
     base = TABLE | {"_class_name": "DDIMScheduler", "timestep_spacing": "leading", "prediction_type": "epsilon"}
     found = identify(pipeline(tmp_path / "base", scheduler=base, unet=SD2))
-    contract = contract_of(found)
+    contract = call_of(found)
     assert found.student == ""
     assert (contract.timestep.value, contract.prediction.value, contract.resolution_px.value) == (1, "epsilon", 512)
     assert "DDIMScheduler" in contract.timestep.where
@@ -64,7 +64,7 @@ def test_the_same_network_with_another_scheduler_is_no_known_student(tmp_path):
 def test_a_wrong_contract_is_refused_and_the_right_one_named(tmp_path, change, says):
     found = identify(pipeline(tmp_path / "sd-turbo", scheduler=EULER | change, unet=SD2))
     with pytest.raises(BadInputError, match=says) as refused:
-        contract_of(found)
+        call_of(found)
     assert "'timestep_spacing': 'trailing'" in refused.value.hint
 
 
@@ -78,7 +78,7 @@ def test_students_of_other_families(tmp_path):
     scm = {"_class_name": "SCMScheduler", "prediction_type": "trigflow", "sigma_data": 0.5}
     sana = identify(pipeline(tmp_path / "c", "SanaSprintPipeline", scm, transformer={"num_layers": 28}))
     assert [one.student for one in (sdxl, flux, sana)] == ["sdxl-turbo", "flux-schnell", "sana-sprint-0.6b"]
-    assert [contract_of(one).timestep.value for one in (sdxl, flux, sana)] == [999, 1000, 1.5708]
+    assert [call_of(one).timestep.value for one in (sdxl, flux, sana)] == [999, 1000, 1.5708]
 
 
 def test_a_student_with_another_familys_teacher_is_refused(tmp_path):

@@ -20,12 +20,12 @@ def inspect(
     Reads configurations and headers, no weights. A combination that cannot work is refused and the right one named.
     """
     from jdmctl.families import FAMILIES
-    from jdmctl.families.contract import contract_of, require_pair
+    from jdmctl.families.contract import call_of, require_pair
     from jdmctl.families.identify import identify
     from jdmctl.families.students import students
 
     found = identify(model)
-    contract = contract_of(found)
+    contract = call_of(found)
     if teacher:
         require_pair(found, identify(teacher))
     known = students().get(found.student)

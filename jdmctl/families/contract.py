@@ -30,7 +30,7 @@ class Told:
 
 
 @dataclass(frozen=True)
-class Contract:
+class StudentCall:
     timestep: Told
     prediction: Told
     guidance_scale: Told
@@ -41,7 +41,7 @@ class Contract:
         return [(name, getattr(self, name)) for name in self.__dataclass_fields__]
 
 
-def contract_of(found: Found) -> Contract:
+def call_of(found: Found) -> StudentCall:
     """Of a known student by students.yaml, else by its own files; BadInputError if the two contradict each other."""
     known = students().get(found.student)
     own = _own(found)
@@ -52,7 +52,7 @@ def contract_of(found: Found) -> Contract:
         return source(known, fact) or "students.yaml, unverified"
 
     scheduler = f"{known.scheduler.class_name} {known.scheduler.settings}" if known.scheduler else "its own pipeline's"
-    registered = Contract(
+    registered = StudentCall(
         Told(known.timestep, told("timestep")),
         Told(known.prediction, told("prediction")),
         Told(known.guidance_scale, told("guidance_scale")),
@@ -103,13 +103,13 @@ def _base(student: Found) -> str:
     return f"give the model that it was made from; teachers of the family {student.family}: {', '.join(bases)}"
 
 
-def _own(found: Found) -> Contract:
+def _own(found: Found) -> StudentCall:
     """What a folder's own files say; None where they say nothing."""
     file = "scheduler/scheduler_config.json"
     name = found.facts.get("scheduler._class_name")
     prediction = found.facts.get("scheduler.prediction_type") or ("flow_prediction" if name in _FLOW else None)
     timestep = _first_timestep(found) if name else None
-    return Contract(
+    return StudentCall(
         Told(timestep, f"{name}.set_timesteps(1) with {file}" if name else "not told; give it as model.student_time"),
         Told(prediction, file if prediction else "not told"),
         Told(0, "assumed: a one-step student needs no guidance"),

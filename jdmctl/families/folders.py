@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
+from transformers.utils import is_protobuf_available, is_sentencepiece_available
 from transformers.utils import logging as transformers_logging
 
 from jdmctl.errors import BadInputError, MissingWeightsError
@@ -56,7 +57,7 @@ def load_component(model_class: Any, folder: str | Path, subfolder: str | None) 
     """`model_class.from_pretrained`: weights from safetensors only, in float32; or a tokenizer.
 
     Raises:
-        MissingWeightsError: weights are missing, damaged, or only there as a pickle.
+        MissingWeightsError: weights are missing, damaged, or only there as a pickle; or what reads a tokenizer is.
     """
     transformers_logging.disable_progress_bar()
     where = Path(folder, subfolder or "")
@@ -77,7 +78,8 @@ def load_component(model_class: Any, folder: str | Path, subfolder: str | None) 
         if files and all(".fp16" in file.name for file in files):
             options["variant"] = "fp16"  # only half-precision files are there
         return model_class.from_pretrained(folder, use_safetensors=True, **options).float()
-    except (OSError, ValueError) as reason:
-        raise MissingWeightsError(
-            f"cannot load {model_class.__name__} from {where}: {reason}", hint="is it a folder of that class?"
-        ) from reason
+    except (ImportError, OSError, ValueError) as reason:
+        hint = "is it a folder of that class?"
+        if not has_weights and not (is_sentencepiece_available() and is_protobuf_available()):
+            hint = "a tokenizer without a tokenizer.json, as T5's often are: pip install -c constraints.txt -e '.[t5]'"
+        raise MissingWeightsError(f"cannot load {model_class.__name__} from {where}: {reason}", hint=hint) from reason

@@ -29,7 +29,7 @@ from jdmctl.tinyworld.world import NUM_PICTURES, form_folder, samples, world_fol
 from jdmctl.training.atomic import whole_folder, write_text
 from jdmctl.training.run import make_accelerator, train
 
-BATCH_SIZE = 64
+BATCH_SIZE = 32
 GUIDANCE_SCALE = 2.0
 REPORT_STEPS, REPORT_PICTURES = 25, 200
 

@@ -100,9 +100,9 @@ def sd3(world: StableDiffusionPipeline, captions: Iterable[str]) -> StableDiffus
 
 
 FORMS = {
-    "sdxl": Form("sdxl", sdxl, 1500, 5e-4, student_timestep=399),
-    "pixart": Form("pixart_alpha", pixart, 3000, 1e-3, student_timestep=400),
-    "sd3": Form("sd3", sd3, 2000, 1e-3),
+    "sdxl": Form("sdxl", sdxl, 1000, 5e-4, student_timestep=399),
+    "pixart": Form("pixart_alpha", pixart, 2500, 1e-3, student_timestep=400),
+    "sd3": Form("sd3", sd3, 2500, 1e-3),
 }
 
 
