@@ -21,6 +21,7 @@ from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.low_precision import hold
 from jdmctl.families.names import family_class
+from jdmctl.families.standins.write import STAND_INS, write_stand_in
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.guidance import ControlGuided, Guided, PromptGuidance
@@ -150,6 +151,24 @@ def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, in
         "teacher": sum(p.numel() for p in family.teacher.parameters()),
         "student": sum(p.numel() for p in family.student.parameters()),
     } | {f"trained_in_{role}": sum(p.numel() for p in parameters) for role, parameters in trained.items()}
+
+
+def absent(recipe: Recipe) -> list[str]:
+    """Which of a recipe's models are not on this machine as folders or files, and have stand-ins."""
+    model = recipe.model
+    if model.family not in STAND_INS:
+        return []
+    roles = {"teacher": model.teacher, "student": model.student}
+    return [path for role, path in roles.items() if path and not Path(resolve(path, role)).exists()]
+
+
+def with_stand_ins(recipe: Recipe, folder: Path) -> Recipe:
+    """The same recipe on tiny random models of the same formats, which are written into `folder`; so are its LoRAs."""
+    model = recipe.model
+    teacher, student = write_stand_in(model.family, model.student, folder)
+    update = {"teacher": str(teacher), "student": str(student) if model.student else ""}
+    fake_score = recipe.fake_score.model_copy(update={"rank": 2})
+    return recipe.model_copy(update={"model": model.model_copy(update=update), "fake_score": fake_score})
 
 
 def build_nct_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> NCTStep:

@@ -22,8 +22,6 @@ from diffusers import (
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import random_sdxl
-from tiny_sd import random_pipeline
 
 import jdmctl.export.check
 import jdmctl.export.plain
@@ -33,6 +31,7 @@ from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row, write
 from jdmctl.export.contract import CONFIG_KEY, contract_of, one_step_call
+from jdmctl.families.standins.unets import random_sd, random_sdxl
 from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
 from jdmctl.sampling import draw
 
@@ -57,7 +56,7 @@ def standard(tmp_path_factory):
     """A one-step student of these sizes with a card of its own."""
     folder = tmp_path_factory.mktemp("standard")
     torch.manual_seed(0)
-    pipeline = random_pipeline(folder / "tokenizer-source")
+    pipeline = random_sd(folder / "tokenizer-source")
     standard_sizes(pipeline)
     pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config, prediction_type="epsilon")
     pipeline.save_pretrained(folder / "student")

@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from transformers import T5Tokenizer
 
 from jdmctl.errors import BadInputError, ConditionMismatchError, MissingWeightsError
+from jdmctl.families.folders import load_component
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.tinyworld import models
@@ -214,3 +216,13 @@ def test_a_critic_on_the_fake_score_trains_its_heads_alone(family):
     ):
         other = critic(**{"x_t": x_t, "t": t, "prompt": prompt, "controls": controls} | changed)
         assert (other - logits).abs().min() > 1e-6
+
+
+def test_a_tokenizer_that_needs_sentencepiece_says_what_to_install(tmp_path, monkeypatch):
+    """Without a tokenizer.json transformers asks sentencepiece, then tiktoken; neither is there, or reads this file."""
+    (tmp_path / "spiece.model").write_bytes(b"no model")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    monkeypatch.setattr("jdmctl.families.folders.is_sentencepiece_available", lambda: False)
+    with pytest.raises(MissingWeightsError, match="cannot load T5Tokenizer") as caught:
+        load_component(T5Tokenizer, tmp_path, None)
+    assert ".[t5]" in caught.value.hint

@@ -11,9 +11,10 @@ from diffusers import (
     ZImageControlNetPipeline,
 )
 from test_family_contract import PROMPTS, condition_of, drawn, noise_of, quiet, speak
-from tiny_transformers import SIZE, UNBINNED, random_pixart, random_sana, random_sd3, random_z_image, signed
+from tiny_transformers import SIZE, UNBINNED, signed
 
 from jdmctl.families.names import family_class
+from jdmctl.families.standins.transformers import random_pixart, random_sana, random_sd3, random_z_image
 
 ONE_STEP = {"num_inference_steps": 1, "output_type": "pt", "guidance_scale": 1.0}
 

@@ -5,30 +5,26 @@ from pathlib import Path
 
 import torch
 from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
     LCMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
 )
 from PIL import Image, ImageDraw
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
     DepthAnythingConfig,
     DepthAnythingForDepthEstimation,
     Dinov2Config,
 )
 
+from jdmctl.families.standins.unets import random_sd
+from jdmctl.families.standins.words import byte_tokenizer
+
 
 def write_world(folder: Path) -> None:
     """teacher/, student/, depth/ and depth_heldout/."""
     torch.manual_seed(0)
-    pipeline = random_pipeline(folder / "tokenizer-source")
+    pipeline = random_sd(folder / "tokenizer-source")
     pipeline.save_pretrained(folder / "teacher")
     with torch.no_grad():  # a student that differs from its teacher
         for parameter in pipeline.unet.parameters():
@@ -37,79 +33,6 @@ def write_world(folder: Path) -> None:
     pipeline.save_pretrained(folder / "student")
     for name in ("depth", "depth_heldout"):
         random_depth_network().save_pretrained(folder / name)
-
-
-def random_pipeline(scratch: Path) -> StableDiffusionPipeline:
-    """64 px, 4x latents [4, 16, 16], v-prediction, Stable Diffusion's noise schedule."""
-    tokenizer = byte_tokenizer(scratch)
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    vae = AutoencoderKL(
-        block_out_channels=[8, 8, 16],
-        down_block_types=["DownEncoderBlock2D"] * 3,
-        up_block_types=["UpDecoderBlock2D"] * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=64,
-        mid_block_add_attention=False,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-    return StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-
-
-def byte_tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's byte-level tokenizer without a single merge, 32 tokens long."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir(parents=True, exist_ok=True)
-    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
-    vocabulary.write_text(json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False))
-    merges.write_text("#version: 0.2\n")
-    return CLIPTokenizer(vocab=str(vocabulary), merges=str(merges), model_max_length=32)
 
 
 def random_depth_network() -> DepthAnythingForDepthEstimation:

@@ -90,13 +90,28 @@ def training_changes(
 
 
 def show(recipe: Recipe, device: str, out: Output) -> None:
-    from jdmctl.build import count_parameters
+    """The recipe and what it would hold; where its models are not here, all is built on stand-ins instead."""
+    import tempfile
+
+    from jdmctl.build import absent, count_parameters, with_stand_ins
     from jdmctl.recipe_files import to_yaml
 
-    counts = count_parameters(recipe, device or "cpu")
-    lines = [f"{role.replace('_', ' ')}: {number / 1e6:.2f} M parameters" for role, number in counts.items()]
-    record = {"event": "plan", "recipe": recipe.model_dump(mode="json"), "parameters": counts}
+    if missing := absent(recipe):
+        with tempfile.TemporaryDirectory() as folder:
+            counts = count_parameters(with_stand_ins(recipe, Path(folder)), device or "cpu")
+    else:
+        counts = count_parameters(recipe, device or "cpu")
+    of = " of the stand-ins" if missing else ""
+    lines = [f"{role.replace('_', ' ')}: {number / 1e6:.2f} M parameters{of}" for role, number in counts.items()]
+    record = {
+        "event": "plan", "recipe": recipe.model_dump(mode="json"), "parameters": counts, "stand_ins": bool(missing),
+    }  # fmt: skip
     out.result(record, to_yaml(recipe) + "\n" + "\n".join(lines))
+    if missing:
+        out.note(
+            f"{' and '.join(missing)}: not on this machine, so tiny random stand-ins of the same format were built; "
+            "nothing was downloaded. The real sizes: jdmctl plan RECIPE"
+        )
 
 
 def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out: Output) -> None:

@@ -65,7 +65,9 @@ def build_form(
 
 def _build_teacher(shop: Workshop, form: Form, folder: Path) -> None:
     """Mean squared error of the raw output, at times as the schedule's own: epsilon's or the flow's regression."""
-    world = StableDiffusionPipeline.from_pretrained(shop.output / "teacher", safety_checker=None).to(torch.float32)
+    world = StableDiffusionPipeline.from_pretrained(
+        shop.output / "teacher", safety_checker=None, torch_dtype=torch.float32
+    )
     pictures = shop.pictures("train", shop.steps(NUM_PICTURES["train"]))
     torch.manual_seed(shop.seed)
     start, kind = shop.scratch / "start", family_class(form.family)
@@ -119,7 +121,8 @@ def student_recipe(shop: Workshop, name: str, form: Form) -> Recipe:
             "validate_every_steps": 50, "preview_every_steps": 100,
         },
         "data": {
-            "source": "tiny", "num_samples": shop.steps(2000), "num_validation_samples": shop.steps(REPORT_PICTURES),
+            "source": "tiny", "num_samples": shop.steps(2000),
+            "num_validation_samples": max(8, shop.steps(REPORT_PICTURES)),
         },
     }  # fmt: skip
     return parse_recipe(values, source=f"the recipe of the form {name}'s student")
