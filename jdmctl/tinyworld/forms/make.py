@@ -116,8 +116,8 @@ def student_recipe(shop: Workshop, name: str, form: Form) -> Recipe:
             "trainable": "full", "warmup_min_steps": shop.steps(50), "warmup_max_steps": shop.steps(100),
         },
         "training": {
-            "num_steps": shop.steps(300), "regression_steps": shop.steps(500), "teacher_steps": 10,
-            "batch_size": 32, "learning_rate": 2e-4, "lr_schedule": "linear", "precision": "bf16",
+            "num_steps": shop.steps(250), "regression_steps": shop.steps(800), "teacher_steps": 10,
+            "batch_size": 32, "learning_rate": 1e-4, "lr_schedule": "linear", "precision": "bf16",
             "validate_every_steps": 50, "preview_every_steps": 100,
         },
         "data": {
