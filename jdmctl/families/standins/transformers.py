@@ -142,7 +142,7 @@ def random_qwen_image(scratch: Path) -> QwenImagePipeline:
         joint_attention_dim=16, axes_dims_rope=(4, 4, 8),
     )  # fmt: skip
     tokenizer = qwen_tokenizer()
-    small = {"hidden_size": 16, "intermediate_size": 16}
+    small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16}
     text = small | {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     text |= {"vocab_size": 300, "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default"}}
     vision = small | {"depth": 1, "num_heads": 2, "out_hidden_size": 16}

@@ -68,7 +68,7 @@ def _build_teacher(shop: Workshop, form: Form, folder: Path) -> None:
     world = StableDiffusionPipeline.from_pretrained(
         shop.output / "teacher", safety_checker=None, torch_dtype=torch.float32
     )
-    pictures = shop.pictures("train", shop.steps(NUM_PICTURES["train"]))
+    pictures = samples("train", shop.steps(NUM_PICTURES["train"]))
     torch.manual_seed(shop.seed)
     start, kind = shop.scratch / "start", family_class(form.family)
     pipeline = form.pipeline(world, [text for row in pictures.captions for text in row])
@@ -130,8 +130,8 @@ def student_recipe(shop: Workshop, name: str, form: Form) -> Recipe:
 
 def _numbers(shop: Workshop, form: Form, folder: Path) -> dict[str, float]:
     """Frechet distance and accuracy of what captions state, on val, of the teacher and of the student."""
-    where = {"teacher": folder / "teacher", "student": folder / "student", "student_timestep": form.student_timestep}
-    family = family_class(form.family).load(**where)
+    kind = family_class(form.family)
+    family: Any = kind.load(folder / "teacher", folder / "student", student_timestep=form.student_timestep)
     val, judge = shop.pictures("val"), Judge.load(shop.output)
     reference, found = shop.pictures("reference").image(slice(0, 1000)), {}
     for role, num_steps in (("teacher", REPORT_STEPS), ("student", 1)):
