@@ -21,7 +21,7 @@ from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.low_precision import hold
 from jdmctl.families.names import family_class
-from jdmctl.families.standins.write import STAND_INS, write_stand_in
+from jdmctl.families.standins.write import STAND_INS, write_decoder, write_stand_in
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.guidance import ControlGuided, Guided, PromptGuidance
@@ -167,8 +167,14 @@ def with_stand_ins(recipe: Recipe, folder: Path) -> Recipe:
     model = recipe.model
     teacher, student = write_stand_in(model.family, model.student, folder)
     update = {"teacher": str(teacher), "student": str(student) if model.student else ""}
-    fake_score = recipe.fake_score.model_copy(update={"rank": 2})
-    return recipe.model_copy(update={"model": model.model_copy(update=update), "fake_score": fake_score})
+    decoder = str(write_decoder(teacher, folder / "decoder")) if recipe.memory.decoder else ""
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update=update),
+            "fake_score": recipe.fake_score.model_copy(update={"rank": 2}),
+            "memory": recipe.memory.model_copy(update={"decoder": decoder}),
+        }
+    )
 
 
 def build_nct_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> NCTStep:

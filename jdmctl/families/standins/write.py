@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import PixArtAlphaPipeline, PixArtSigmaPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, PixArtAlphaPipeline, PixArtSigmaPipeline
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -79,3 +79,14 @@ def write_stand_in(family: str, student: str, folder: Path) -> tuple[Path, Path]
             layers = {f"{kind.subfolder}.{name}": torch.rand_like(value) for name, value in layers.items()}
         save_file(layers, folder / form)
     return folder / "teacher", folder / (form or "student")
+
+
+def write_decoder(teacher: Path, folder: Path) -> Path:
+    """An AutoencoderTiny in `folder`, for the latents of a stand-in's VAE."""
+    vae = AutoencoderKL.load_config(teacher, subfolder="vae")
+    widths, blocks = [4] * len(vae["block_out_channels"]), [1] * len(vae["block_out_channels"])
+    AutoencoderTiny(
+        latent_channels=vae["latent_channels"], encoder_block_out_channels=widths, decoder_block_out_channels=widths,
+        num_encoder_blocks=blocks, num_decoder_blocks=blocks,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
