@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -92,11 +94,16 @@ def plan_memory(recipe: Recipe, foreach: bool = True) -> MemoryPlan:
     """
     for _ in range(_TRIES):
         try:
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            with ProcessPoolExecutor(1, get_context("spawn"), initializer=_say_nothing) as process:
                 return process.submit(_played, recipe, foreach).result()
         except BrokenProcessPool:
             continue
     raise JdmError(f"torch crashed {_TRIES} times while it played the plan", hint="the same command again")
+
+
+def _say_nothing() -> None:
+    """What torch warns of, and the last words of a crash, tell a user nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
