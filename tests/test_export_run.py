@@ -138,7 +138,7 @@ def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jd
 
     contract = contract_of(out / "controlnet-canny.safetensors")
     assert contract == contract_of(out / "controlnet-canny")
-    assert contract.control == "canny" and contract.extractor == {"low": 100, "high": 200}
+    assert contract.control == "canny" and contract.extractor == {"low": 100, "high": 200, "tolerance_px": 1}
     assert contract.beside == ("student_lora", "controlnet-softedge")
     assert (contract.student, contract.made_from, contract.license) == ("student", ("student",), "openrail++")
     assert (contract.timestep, contract.resolution_px, contract.prediction) == (999, 64, "epsilon")
@@ -176,7 +176,7 @@ def test_the_card_tells_what_is_known_and_its_code_runs(exported, tiny_folders, 
     front = text.split("---")[1]
     assert "library_name: diffusers" in front and "- controlnet" in front
     assert "license:" not in front and "base_model:" not in front  # not known, and no hub name
-    assert "Not measured." in text and "canny (low 100, high 200)" in text and "Not known here:" in text
+    assert "Not measured." in text and "canny (low 100, high 200, tolerance_px 1)" in text and "Not known here:" in text
 
     Path("student").symlink_to(tiny_folders[1])
     torch.manual_seed(5)
