@@ -26,9 +26,10 @@ from jdmctl.build import (
     build_roles,
     hold_frozen,
     prepare_student,
+    resolve,
 )
 from jdmctl.controls.base import Control
-from jdmctl.errors import JdmError
+from jdmctl.errors import JdmError, MissingWeightsError
 from jdmctl.families.codec import QuickCodec
 from jdmctl.families.folders import read_config
 from jdmctl.families.names import family_class
@@ -108,6 +109,8 @@ def _say_nothing() -> None:
 
 def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
     controls, notes = _controls(recipe)
+    if _is_like_teacher(recipe) and not _known_student(recipe.model.student):
+        notes += (f"the student {recipe.model.student} is not here: it is counted as one like its teacher",)
     with _skeletons(recipe) as local, without_weights():
         family = build_roles(local, "cpu")
         if recipe.memory.share_backbone and local.model.student == local.model.teacher:
@@ -198,10 +201,10 @@ def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
         changes: dict[str, Any] = {}
         for role in ("teacher", "student"):
             name = getattr(recipe.model, role)
-            wanted = recipe.model.teacher if role == "student" and _is_file_of_known_student(name) else name
-            model = None if Path(wanted).exists() else find_published(wanted)
-            if model:
-                changes[role] = str(write_skeleton(model, Path(scratch, role)))
+            if role == "student" and _is_like_teacher(recipe):
+                name = recipe.model.teacher
+            model = None if Path(name).exists() else find_published(name)
+            changes[role] = str(write_skeleton(model, Path(scratch, role))) if model else name
         known = _known_student(recipe.model.student)
         if recipe.memory.share_backbone and known and known.weights == "lora":
             changes["student"] = changes.get("teacher", recipe.model.teacher)
@@ -214,10 +217,18 @@ def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
         yield recipe.model_copy(update=update)
 
 
-def _is_file_of_known_student(name: str) -> bool:
-    """A LoRA or backbone of the hub: it becomes a student as large as its teacher."""
-    known = _known_student(name)
-    return known is not None and known.file is not None
+def _is_like_teacher(recipe: Recipe) -> bool:
+    """Of a student to be downloaded: a file on the hub, or what is neither there nor here; it has its teacher's shapes."""
+    name = recipe.model.student
+    if Path(resolve(name, "student")).exists() or find_published(name):
+        return False
+    if _known_student(name):
+        return True
+    try:
+        read_config(name, None, family_class(recipe.model.family).index_file)
+    except MissingWeightsError:
+        return True
+    return False
 
 
 def _known_student(name: str) -> Student | None:

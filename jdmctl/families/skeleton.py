@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BatchEncoding
 
 _WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False)
 
@@ -29,7 +30,7 @@ def without_weights() -> Iterator[None]:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     fake.cache_enabled = False
     try:
-        with fake, unconverted:
+        with fake, unconverted, _Unknown():
             yield
     finally:
         _WITHOUT_WEIGHTS.reset(token)
@@ -51,13 +52,36 @@ def from_configuration(model_class: Any, folder: str | Path, subfolder: str | No
 
 
 class StandInTokenizer:
-    """Every text is as many zeros as are asked for, or as CLIP's tokenizer makes: 77."""
+    """Every text is as many zeros as it may at most have; CLIP's tokenizer allows 77. Uncut, each is one."""
 
     model_max_length = 77
+    added_tokens_encoder: Mapping[str, int] = {}
 
-    def __call__(self, texts: str | Sequence[str], max_length: int | None = None, **options: Any) -> SimpleNamespace:
+    def __call__(
+        self, texts: str | Sequence[str], max_length: int | None = None, padding: str | bool = False, **options: Any
+    ) -> BatchEncoding:
         size = 1 if isinstance(texts, str) else len(texts)
-        shape = size, max_length or self.model_max_length
-        return SimpleNamespace(
-            input_ids=torch.zeros(shape, dtype=torch.long), attention_mask=torch.ones(shape, dtype=torch.long)
+        shape = size, max_length or (1 if padding == "longest" else self.model_max_length)
+        return BatchEncoding(
+            {"input_ids": torch.zeros(shape, dtype=torch.long), "attention_mask": torch.ones(shape, dtype=torch.long)}
         )
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(self.tokenize(text))
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
+        return messages[-1]["content"]
+
+
+class _Unknown(TorchDispatchMode):
+    """Answers what fake tensors cannot: all that is compared is equal, and no mask leaves anything out."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.equal.default:
+            return True
+        if func is torch.ops.aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
+            return args[0].flatten(0, args[1][0].ndim - 1).clone()
+        return func(*args, **(kwargs or {}))
