@@ -218,7 +218,7 @@ def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _is_like_teacher(recipe: Recipe) -> bool:
-    """Of a student to be downloaded: a file on the hub, or what is neither there nor here; it has its teacher's shapes."""
+    """Of a student that is a file on the hub, or neither there nor here: it gets its teacher's shapes."""
     name = recipe.model.student
     if Path(resolve(name, "student")).exists() or find_published(name):
         return False

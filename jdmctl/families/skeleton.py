@@ -28,7 +28,6 @@ def without_weights() -> Iterator[None]:
     # All are made in float32 on the CPU and stay so: torch refuses to convert a fake parameter in place.
     unconverted = patch.object(nn.Module, "_apply", lambda self, *_, **__: self)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    fake.cache_enabled = False
     try:
         with fake, unconverted, _Unknown():
             yield
