@@ -65,7 +65,7 @@ class Working:
     """The most bytes that one update of a phase holds at once, beside weights, optimiser and average."""
 
     gradients: int
-    backward: int  # activations, low-precision copies and gradients, while it goes forward and back
+    backward: int  # the batch, activations, low-precision copies and gradients, while it goes forward and back
     update: int  # gradients, and what the optimiser makes on the way
 
     @property
@@ -84,8 +84,9 @@ def play(
     """One update of a phase as the loop does it, on real or fake tensors, up to its gradients.
 
     The optimiser's own update is counted, not played. `foreach` is what AdamW does on a GPU: all parameters at once,
-    with a root of the second moment of each; on a CPU it goes one by one.
+    with a root of the second moment of each; on a CPU it goes one by one. The batch is held while it goes on.
     """
+    given = held_bytes({"batch": (t for t in tree_iter(vars(batch)) if isinstance(t, Tensor))})["batch"]
     with PeakBytes() as seen:
         for _ in range(pieces):
             with autocast():
@@ -96,7 +97,7 @@ def play(
     sizes = [_size([p]) for p in trained]
     for parameter in trained:
         parameter.grad = None
-    return Working(sum(sizes), seen.peak, sum(sizes) + (sum(sizes) if foreach else max(sizes, default=0)))
+    return Working(sum(sizes), given + seen.peak, sum(sizes) + (sum(sizes) if foreach else max(sizes, default=0)))
 
 
 class PeakBytes(TorchDispatchMode):
