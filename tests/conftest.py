@@ -28,6 +28,22 @@ def tiny_folders(tiny_world) -> tuple[Path, Path]:
     return tiny_world / "teacher", tiny_world / "student"
 
 
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory) -> Path:
+    """teacher/ and student/ of the family that a module's own fixture `tiny` is; see tests/tiny_pipelines.py."""
+    path = tmp_path_factory.mktemp(tiny.family)
+    tiny.write(path)
+    return path
+
+
+@pytest.fixture
+def family(tiny, folder):
+    """That family's teacher and student, loaded."""
+    from jdmctl.families.names import family_class
+
+    return family_class(tiny.family).load(folder / "teacher", folder / "student", **tiny.student)
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory) -> Path:
     """An imagefolder of a dozen captioned 64 px pictures of coloured boxes."""

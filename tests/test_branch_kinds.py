@@ -27,18 +27,6 @@ def tiny(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp(tiny.family)
-    tiny.write(path)
-    return path
-
-
-@pytest.fixture
-def family(tiny, folder):
-    return family_class(tiny.family).load(folder / "teacher", folder / "student")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_one_says_nothing_and_can_learn(family, kind):
     """Also beside another branch. A gradient reaches the condition's way in or the way out at once."""

@@ -29,18 +29,6 @@ def tiny(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def folder(tiny, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp(tiny.family)
-    tiny.write(path)
-    return path
-
-
-@pytest.fixture
-def family(tiny, folder):
-    return family_class(tiny.family).load(folder / "teacher", folder / "student", **tiny.student)
-
-
 def noise_of(family, seed=0):
     return torch.randn(2, *family.latent_shape, generator=torch.Generator().manual_seed(seed))
 
