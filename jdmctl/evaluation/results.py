@@ -96,14 +96,14 @@ def write(path: Path, rows: Iterable[Row]) -> None:
     write_text(path, f"[{lines}]\n")
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: a line for each (world, control, method, passes), a column for each metric."""
+def table(rows: Sequence[Row], names: Sequence[str] = ("world", "control", "method")) -> str:
+    """Markdown: a line for each (world, control, method, passes), named by `names`, and a column for each metric."""
     metrics = list(dict.fromkeys(row.metric for row in rows))
     cells = {row.key: str(row.estimate) for row in rows}
-    lines = dict.fromkeys(row.key[:-1] for row in rows)
-    body = [[*map(str, line), *(cells.get((*line, metric), "") for metric in metrics)] for line in lines]
-    head = ["world", "control", "method", "passes", *metrics]
-    aligned = ["---", "---", "---", *["---:"] * (len(head) - 3)]
+    lines = {row.key[:-1]: [str(getattr(row, name)) for name in (*names, "passes")] for row in rows}
+    body = [[*line, *(cells.get((*key, metric), "") for metric in metrics)] for key, line in lines.items()]
+    head = [*names, "passes", *metrics]
+    aligned = [*["---"] * len(names), *["---:"] * (len(head) - len(names))]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, aligned, *body])
 
 
@@ -111,7 +111,8 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
     """The document with its tables of these rows made anew.
 
     A table stands between `<!-- results: NAME -->` and `<!-- end -->`; with
-    `<!-- results: NAME | depth l1, frechet -->` it has only these columns.
+    `<!-- results: NAME | depth l1, frechet -->` it has only these columns, and with
+    `<!-- results: NAME | control depth | depth l1, frechet -->` only the rows of this control.
 
     Raises:
         JdmError: the document has no such place.
@@ -120,9 +121,13 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
     def replace(found: re.Match[str]) -> str:
         wanted = [metric.strip() for metric in (found["metrics"] or "").split(",") if metric.strip()]
         chosen = [row for row in rows if not wanted or row.metric in wanted]
-        return f"{found['start']}{table(chosen)}\n<!-- end -->"
+        if found["control"] is None:
+            return f"{found['start']}{table(chosen)}\n<!-- end -->"
+        chosen = [row for row in chosen if row.control == found["control"]]
+        return f"{found['start']}{table(chosen, ['method'])}\n<!-- end -->"
 
-    place = rf"(?P<start><!-- results: {re.escape(name)}(?: \|(?P<metrics>.*?))? -->\n).*?<!-- end -->"
+    narrowed = r"(?: \| control (?P<control>\S+))?(?: \| (?P<metrics>.*?))?"
+    place = rf"(?P<start><!-- results: {re.escape(name)}{narrowed} -->\n).*?<!-- end -->"
     filled, count = re.subn(place, replace, document, flags=re.DOTALL)
     if not count:
         hint = f"put the lines <!-- results: {name} --> and <!-- end --> there"
