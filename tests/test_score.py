@@ -95,7 +95,7 @@ def test_unstated_attributes_do_not_count_as_wrong(asked):
     asked = dataclasses.replace(asked, pictures=silent)
     found = by_metric(asked.rows("t", 0, marks(asked, asked.true_images()), [0], ""))
     assert not [metric for metric in found if metric.endswith("accuracy")]
-    assert found["open entropy"].value == pytest.approx(1.0)
+    assert found["open entropy"].value == found["open color entropy"].value == pytest.approx(1.0)
 
 
 def test_comparisons_are_ideal_at_the_ceiling_and_nothing_at_the_floor(asked):

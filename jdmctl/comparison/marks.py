@@ -127,8 +127,10 @@ def _variety(scenes: Scenes, drawing: Drawing) -> dict[str, Statistic]:
     """
     found: dict[str, Statistic] = {}
     shown, true = scenes.judge.shown(drawing.images), scenes.judge.classes(scenes.pictures.truth[: scenes.num])
-    if statistic := open_entropy_ratio(shown, scenes.stated(), true):
-        found["open entropy"] = statistic
+    if ratios := open_entropy_ratios(shown, scenes.stated(), true):
+        found["open entropy"] = _mean_of_known(list(ratios.values()))
+        if len(ratios) <= _MANY_ATTRIBUTES:
+            found |= {f"open {attribute} entropy": ratio for attribute, ratio in ratios.items()}
     if drawing.again is not None:
         two = torch.stack([drawing.images[: len(drawing.again)], drawing.again])  # [2, n, 3, H, W]
         apart = seed_distance(scenes.judge.features(two.flatten(0, 1)).unflatten(0, two.shape[:2]))
@@ -157,20 +159,33 @@ def _mean_of_others(values: Tensor, num: int) -> Statistic:
     return lambda chosen: blocks[:, chosen[chosen < blocks.shape[1]]].mean().item()
 
 
-def open_entropy_ratio(shown: Classes, stated: Classes, true: Classes) -> Statistic | None:
-    """Entropy of the attributes that captions leave open, over that of the true scenes; mean over attributes.
-
-    Attributes that the true scenes hardly vary where captions leave them open are left out; None if no other is there.
-    """
-    is_open = {name: asked == OPEN for name, asked in stated.items()}
-    varied = [name for name, where in is_open.items() if where.sum() > 1 and entropy(true[name][where]) > 0.1]
+def _mean_of_known(each: Sequence[Statistic]) -> Statistic:
+    """Of those that are not nan."""
 
     def statistic(chosen: Tensor) -> float:
-        ratios = []
-        for name in varied:
-            where = chosen[is_open[name][chosen]]
-            if most := entropy(true[name][where]):
-                ratios.append(entropy(shown[name][where]) / most)
-        return sum(ratios) / len(ratios)
+        known = [value for value in (one(chosen) for one in each) if not math.isnan(value)]
+        return sum(known) / len(known) if known else math.nan
 
-    return statistic if varied else None
+    return statistic
+
+
+def open_entropy_ratios(shown: Classes, stated: Classes, true: Classes) -> dict[str, Statistic]:
+    """Attribute -> its entropy where captions leave it open, over that of the true scenes; nan where these do not vary.
+
+    Attributes that the true scenes hardly vary where captions leave them open are left out.
+    """
+
+    def ratio_of(name: str, is_open: Tensor) -> Statistic:
+        def statistic(chosen: Tensor) -> float:
+            where = chosen[is_open[chosen]]
+            most = entropy(true[name][where])
+            return entropy(shown[name][where]) / most if most else math.nan
+
+        return statistic
+
+    gaps = {name: asked == OPEN for name, asked in stated.items()}
+    return {
+        name: ratio_of(name, is_open)
+        for name, is_open in gaps.items()
+        if is_open.sum() > 1 and entropy(true[name][is_open]) > 0.1
+    }
