@@ -19,12 +19,12 @@ REPORT_FILE = "report.json"
 
 
 def _canny_controlnet(shop: Workshop) -> None:
-    diffusion.build_controlnet(shop, load_control("canny"))
+    diffusion.build_controlnet(shop, load_control("canny"), 4000)
 
 
 def _depth_controlnet(shop: Workshop) -> None:
     if (shop.output / "depth").exists():
-        diffusion.build_controlnet(shop, load_control("depth", network=str(shop.output / "depth")))
+        diffusion.build_controlnet(shop, load_control("depth", network=str(shop.output / "depth")), 8000)
 
 
 STAGES: dict[str, Callable[[Workshop], None]] = {

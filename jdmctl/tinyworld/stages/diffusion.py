@@ -88,7 +88,7 @@ def build_teacher(shop: Workshop) -> None:
     pipeline(vae, trained.text_encoder, tokenizer, trained.unet, scheduler).save_pretrained(shop.output / "teacher")
 
 
-def build_controlnet(shop: Workshop, control: Control) -> None:
+def build_controlnet(shop: Workshop, control: Control, num_steps: int) -> None:
     """`controlnet_<name>/`: an ordinary ControlNet on the frozen teacher, and `..._half/` after half of its steps.
 
     Constant learning rate and EMA, so that the half-way weights say what twice the steps still bring.
@@ -118,7 +118,7 @@ def build_controlnet(shop: Workshop, control: Control) -> None:
         with autocast():
             return score_matching_loss(unet, teacher.scheduler, latents[index], words, generator, branch, condition)
 
-    name, num_steps = f"controlnet_{control.name}", shop.steps(4000)
+    name, num_steps = f"controlnet_{control.name}", shop.steps(num_steps)
     settings = FitSettings(num_steps, 5e-4, shape="constant", ema_decay=0.998, seed=shop.seed)
     halfway = {num_steps // 2: lambda: branch.save_pretrained(shop.scratch / f"{name}_half")}
     shop.train(name, branch, loss, settings, halfway)
