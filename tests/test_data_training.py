@@ -83,7 +83,9 @@ def test_a_step_that_is_no_multiple_of_a_latent(in_tiny_world, tmp_path, monkeyp
 def test_a_family_that_does_not_say_that_it_draws_other_shapes_is_refused(in_tiny_world, tmp_path, monkeypatch):
     monkeypatch.setattr("jdmctl.families.unet_family.UNetFamily.any_aspect", False)
     folder = write_pairs(tmp_path / "data")
-    assert "other shapes than its square" in str(refused(monkeypatch, *TINY, "--data", folder, "--set", "data.buckets=true"))
+    assert "other shapes than its square" in str(
+        refused(monkeypatch, *TINY, "--data", folder, "--set", "data.buckets=true")
+    )
 
 
 def test_buckets_of_maps_without_pictures_are_refused(in_tiny_world, tmp_path, monkeypatch):

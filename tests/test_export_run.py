@@ -15,6 +15,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    SCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -311,13 +312,13 @@ def test_students_in_other_forms_and_families(form, tmp_path, jdmctl_command, mo
     assert ("prediction_type='sample'" in card) == (form == "weights")
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image", "z_image", "pixart_alpha"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image", "z_image", "sana", "pixart_alpha"])
 def test_transformers_are_called_as_their_students_need(family, tmp_path, jdmctl_command, monkeypatch):
     """SD3's T5 cut to 32 tokens where its pipeline asks for 256, schnell's 256 for 512, Z-Image's guidance from 0, and
     sizes that pipelines would not take from their parts. SD3 is drawn in a process of its own, the others here.
     """
     STAND_INS[family].write(tmp_path)
-    student = tmp_path / "student"
+    student = tmp_path / ("teacher" if family == "sana" else "student")
     if family == "sd3":
         short = T5Tokenizer.from_pretrained(student / "tokenizer_3", model_max_length=32)
         for role in ("teacher", "student"):
@@ -344,6 +345,11 @@ def test_a_pipeline_that_cannot_be_told_the_students_time():
     assert one_step_call(scheduler, 1000, "FluxPipeline") == {"num_inference_steps": 1}
     with pytest.raises(BadInputError, match="FluxPipeline takes 1000 and cannot be told another"):
         one_step_call(scheduler, 750, "FluxPipeline")
+
+
+def test_a_student_in_angles_is_refused():
+    with pytest.raises(BadInputError, match="SANA-Sprint"):
+        one_step_call(SCMScheduler(), 1000, "SanaSprintPipeline")
 
 
 def test_no_contract(tiny_folders):

@@ -18,6 +18,7 @@ from jdmctl.errors import ConditionMismatchError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.family import Family
 from jdmctl.families.folders import load_component
+from jdmctl.families.transformer import TransformerDenoiser
 
 
 class TransformerFamily(Family):
@@ -29,6 +30,7 @@ class TransformerFamily(Family):
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out",
     )  # fmt: skip
 
+    denoiser_class: ClassVar[type[TransformerDenoiser]]
     branch_class: ClassVar[Any]
     branch_config: ClassVar[Mapping[str, Any]]  # of a new branch, beside what it has from the backbone; depths at most
     branch_input: ClassVar[str]  # the layer of a branch that a condition enters by, zero in diffusers
@@ -47,7 +49,7 @@ class TransformerFamily(Family):
 
     @property
     def side_step_px(self) -> int:
-        return self.pixels_per_latent * self.student.patch
+        return self.pixels_per_latent * self.denoiser_class.patch
 
     @property
     def call_options(self) -> dict[str, Any]:
