@@ -102,20 +102,20 @@ def _extracted(rows: Rows, extract: Mapping[str, Any], size: int | Callable[[int
 def _in_buckets(data: Data, family: Any, rows: Rows, train: Part, val: Part, make: _Make) -> Split:
     if not family.any_aspect:
         raise RecipeError(
-            f"family {family.name} is told a picture's size beside its prompt, and so far that of its square only",
+            f"family {family.name} does not say that it draws other shapes than its square (any_aspect)",
             hint="--set data.buckets=false",
         )
-    scale = family.pixels_per_latent
-    if data.bucket_step_px % scale:
+    step, scale = family.side_step_px, family.pixels_per_latent
+    if data.bucket_step_px % step:
         raise RecipeError(
-            f"data.bucket_step_px {data.bucket_step_px} is not a multiple of the {scale} px of a latent",
-            hint=f"--set data.bucket_step_px={scale * max(1, data.bucket_step_px // scale)}",
+            f"data.bucket_step_px {data.bucket_step_px} is not a multiple of the {step} px of {family.name}",
+            hint=f"--set data.bucket_step_px={step * max(1, data.bucket_step_px // step)}",
         )
     sizes = bucket_sizes(family.resolution_px, data.bucket_step_px)
     if not sizes:
         raise RecipeError(
             f"data.bucket_step_px {data.bucket_step_px} is more than the {family.resolution_px} px of a picture",
-            hint=f"--set data.bucket_step_px={2 * scale}",
+            hint=f"--set data.bucket_step_px={2 * step}",
         )
     chosen = buckets_of(rows, sizes, sorted(set(train.indices)), cache_folder() / "sizes")
     members: dict[Size, list[int]] = {}

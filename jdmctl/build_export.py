@@ -117,7 +117,7 @@ def _contract(recipe: Recipe, family: Any, license: str) -> Contract:
     scheduler, student = family.one_step_scheduler(), family.student
     timestep = round(float(student.schedule.timestep(torch.tensor([student.student_time]))))
     pipeline = _pipeline(family.pipeline_class.__name__, bool(recipe.controls))
-    call = one_step_call(scheduler, timestep, pipeline) | {"guidance_scale": 1.0}
+    call = one_step_call(scheduler, timestep, pipeline) | family.call_options
     if recipe.controls:
         call |= {"controlnet_conditioning_scale": 1.0}
     settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}

@@ -35,7 +35,7 @@ from jdmctl.families.folders import read_config
 from jdmctl.families.names import family_class
 from jdmctl.families.published import find_published, write_json, write_skeleton
 from jdmctl.families.skeleton import without_weights
-from jdmctl.families.students import Student, students
+from jdmctl.families.students import student_at
 from jdmctl.recipe import Recipe
 from jdmctl.training.memory import Working, average_bytes, held_bytes, optimizer_bytes, play, weights_of
 from jdmctl.training.steps.regression import RegressionStep
@@ -109,7 +109,7 @@ def _say_nothing() -> None:
 
 def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
     controls, notes = _controls(recipe)
-    if _is_like_teacher(recipe) and not _known_student(recipe.model.student):
+    if _is_like_teacher(recipe) and not student_at(recipe.model.student):
         notes += (f"the student {recipe.model.student} is not here: it is counted as one like its teacher",)
     with _skeletons(recipe) as local, without_weights():
         family = build_roles(local, "cpu")
@@ -205,7 +205,7 @@ def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
                 name = recipe.model.teacher
             model = None if Path(name).exists() else find_published(name)
             changes[role] = str(write_skeleton(model, Path(scratch, role))) if model else name
-        known = _known_student(recipe.model.student)
+        known = student_at(recipe.model.student)
         if recipe.memory.share_backbone and known and known.weights == "lora":
             changes["student"] = changes.get("teacher", recipe.model.teacher)
         update: dict[str, Any] = {"model": recipe.model.model_copy(update=changes)}
@@ -222,7 +222,7 @@ def _is_like_teacher(recipe: Recipe) -> bool:
     name = recipe.model.student
     if Path(resolve(name, "student")).exists() or find_published(name):
         return False
-    if _known_student(name):
+    if student_at(name):
         return True
     try:
         read_config(name, None, family_class(recipe.model.family).index_file)
@@ -231,15 +231,10 @@ def _is_like_teacher(recipe: Recipe) -> bool:
     return False
 
 
-def _known_student(name: str) -> Student | None:
-    known = (one for one in students().values() if name in (f"{one.repository}/{one.file}", one.repository))
-    return next(known, None)
-
-
 def _may_share(recipe: Recipe) -> bool:
     """Whether the student is a LoRA that stays as it is."""
     name = recipe.model.student
-    if recipe.student_folder or not (known := _known_student(name)) and not name.endswith(".safetensors"):
+    if recipe.student_folder or not (known := student_at(name)) and not name.endswith(".safetensors"):
         return False
     if known:
         return known.weights == "lora"

@@ -80,10 +80,12 @@ def test_a_step_that_is_no_multiple_of_a_latent(in_tiny_world, tmp_path, monkeyp
     assert "not a multiple of the 4 px" in str(error) and "data.bucket_step_px=16" in error.hint
 
 
-def test_a_family_that_is_told_the_size_is_refused(in_tiny_world, tmp_path, monkeypatch):
-    monkeypatch.setattr("jdmctl.families.stable_diffusion.StableDiffusion.any_aspect", False)
+def test_a_family_that_does_not_say_that_it_draws_other_shapes_is_refused(in_tiny_world, tmp_path, monkeypatch):
+    monkeypatch.setattr("jdmctl.families.unet_family.UNetFamily.any_aspect", False)
     folder = write_pairs(tmp_path / "data")
-    assert "its square only" in str(refused(monkeypatch, *TINY, "--data", folder, "--set", "data.buckets=true"))
+    assert "other shapes than its square" in str(
+        refused(monkeypatch, *TINY, "--data", folder, "--set", "data.buckets=true")
+    )
 
 
 def test_buckets_of_maps_without_pictures_are_refused(in_tiny_world, tmp_path, monkeypatch):

@@ -15,13 +15,16 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
+    SCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import T5Tokenizer
 
 import jdmctl.export.check
 import jdmctl.export.plain
@@ -32,6 +35,7 @@ from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row, write
 from jdmctl.export.contract import CONFIG_KEY, contract_of, one_step_call
 from jdmctl.families.standins.unets import random_sd, random_sdxl
+from jdmctl.families.standins.write import STAND_INS
 from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
 from jdmctl.sampling import draw
 
@@ -90,6 +94,12 @@ def finished_run(
         save(folder / recipe.student_folder)
     (folder / "recipe.yaml").write_text(to_yaml(recipe))
     return folder
+
+
+def run_plain_here(monkeypatch):
+    """The check in this process, to save time; what it changes of diffusers is put back."""
+    monkeypatch.setattr(jdmctl.export.check, "_run", lambda job, file: jdmctl.export.plain.draw(job))
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.sample)
 
 
 @pytest.fixture
@@ -284,7 +294,7 @@ def test_students_in_other_forms_and_families(form, tmp_path, jdmctl_command, mo
         layers = get_peft_model_state_dict(pipeline.unet)
         save_file({f"unet.{key}": value.contiguous() for key, value in layers.items()}, given["student"])
     run = finished_run(tmp_path / "run", tmp_path, model=given)
-    monkeypatch.setattr(jdmctl.export.check, "_run", lambda job, file: jdmctl.export.plain.draw(job))
+    run_plain_here(monkeypatch)
     code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--format", "comfyui", "--json")
     assert code == 0, error
     record = json.loads(text)
@@ -302,12 +312,44 @@ def test_students_in_other_forms_and_families(form, tmp_path, jdmctl_command, mo
     assert ("prediction_type='sample'" in card) == (form == "weights")
 
 
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image", "z_image", "sana", "pixart_alpha"])
+def test_transformers_are_called_as_their_students_need(family, tmp_path, jdmctl_command, monkeypatch):
+    """SD3's T5 cut to 32 tokens where its pipeline asks for 256, schnell's 256 for 512, Z-Image's guidance from 0, and
+    sizes that pipelines would not take from their parts. SD3 is drawn in a process of its own, the others here.
+    """
+    STAND_INS[family].write(tmp_path)
+    student = tmp_path / ("teacher" if family == "sana" else "student")
+    if family == "sd3":
+        short = T5Tokenizer.from_pretrained(student / "tokenizer_3", model_max_length=32)
+        for role in ("teacher", "student"):
+            short.save_pretrained(tmp_path / role / "tokenizer_3")
+    else:
+        run_plain_here(monkeypatch)
+    model = {"family": family, "teacher": str(tmp_path / "teacher"), "student": str(student)}
+    has_pipeline = family != "pixart_alpha"
+    controls = ("canny",) if has_pipeline else ()
+    run = finished_run(tmp_path / "run", student, "frozen" if has_pipeline else "full", controls, model)
+    code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--json", "--check")
+    assert code == 0, error
+    assert json.loads(text)["largest_difference"]["folders"] <= 1 / 255
+    call = contract_of(tmp_path / "out" / ("controlnet" if has_pipeline else "student")).call
+    assert (call["height"], call["width"]) == (64, 64)
+    assert call.get("max_sequence_length") == {"sd3": 32, "flux": 256}.get(family)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"    {key}={value}," in card for key, value in call.items())
+
+
 def test_a_pipeline_that_cannot_be_told_the_students_time():
     """FluxPipeline takes sigmas, no timesteps."""
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     assert one_step_call(scheduler, 1000, "FluxPipeline") == {"num_inference_steps": 1}
     with pytest.raises(BadInputError, match="FluxPipeline takes 1000 and cannot be told another"):
         one_step_call(scheduler, 750, "FluxPipeline")
+
+
+def test_a_student_in_angles_is_refused():
+    with pytest.raises(BadInputError, match="SANA-Sprint"):
+        one_step_call(SCMScheduler(), 1000, "SanaSprintPipeline")
 
 
 def test_no_contract(tiny_folders):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DiffusionPipeline
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import FAMILIES
 from tiny_transformers import TRANSFORMERS
@@ -38,9 +39,10 @@ def condition_of(family, seed=1):
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
-def drawn(family, controls=None):
+def drawn(family, controls=None, noise=None):
     with torch.no_grad():
-        x0 = family.student.generate(noise_of(family), family.encode_prompt(PROMPTS), controls)
+        noise = noise_of(family) if noise is None else noise
+        x0 = family.student.generate(noise, family.encode_prompt(PROMPTS), controls)
         return family.codec.decode(x0).clamp(0, 1)
 
 
@@ -62,6 +64,27 @@ def test_one_step_is_the_family_s_own_pipeline(tiny, family, folder):
     pipe = quiet(DiffusionPipeline.from_pretrained(folder / "student", safety_checker=None))
     theirs = pipe([*PROMPTS], latents=tiny.latents(noise_of(family)), **tiny.one_step).images
     assert (drawn(family) - theirs).abs().max() < 1e-4
+
+
+def test_a_wide_picture_is_its_own_pipeline_s_with_a_branch_too(tiny, family, folder):
+    """Half as high and twice as wide as the square: positions and sizes that a network is told are those of x_t."""
+    channels, rows, columns = family.latent_shape
+    noise = torch.randn(2, channels, rows // 2, 2 * columns, generator=torch.Generator().manual_seed(0))
+    size = {"height": family.resolution_px // 2, "width": 2 * family.resolution_px}
+    asked = {"latents": tiny.latents(noise), **tiny.one_step, **size}
+    pipe = quiet(DiffusionPipeline.from_pretrained(folder / "student", safety_checker=None))
+    assert (drawn(family, noise=noise) - pipe([*PROMPTS], **asked).images).abs().max() < 1e-4
+
+    branch = family.add_control_branch("canny").eval()
+    speak(branch)
+    condition = torch.rand(2, 3, *size.values(), generator=torch.Generator().manual_seed(1))
+    ours = drawn(family, {"canny": condition}, noise)
+    assert ours.shape[2:] == condition.shape[2:]
+    if tiny.control_pipeline is None:
+        return
+    pipe = quiet(tiny.control_pipeline.from_pretrained(folder / "student", controlnet=branch, safety_checker=None))
+    theirs = pipe([*PROMPTS], **{tiny.condition_argument: tiny.pixels(condition)}, **tiny.control, **asked).images
+    assert (ours - theirs).abs().max() < 1e-4
 
 
 def test_the_teacher_s_many_steps_are_its_own_pipeline(tiny, family, folder):
@@ -254,6 +277,26 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tiny, folder, photos, in_tin
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert {value.dtype for value in whole.values()} == {torch.float32}
+
+
+def test_squares_and_wide_pictures_train_in_turn(tiny, folder, in_tiny_world, monkeypatch):
+    """Four squares of 64 px and as many pictures of 128 x 32 px, in batches of two: each update is of one shape."""
+    Path("photos").mkdir()
+    for number in range(10):
+        picture = Image.new("RGB", [(64, 64), (128, 32)][number % 2], (20 * number, 99, 99))
+        picture.save(f"photos/{number}.png")
+        Path(f"photos/{number}.txt").write_text(f"number {number}")
+    shapes, normal = set(), SampleDraws.normal
+    monkeypatch.setattr(SampleDraws, "normal", lambda *asked: shapes.add(asked[2]) or normal(*asked))
+    asked = recipe(tiny, folder, "data.source=images", "data.path=photos", "data.buckets=true",
+                   "data.bucket_step_px=32", "training.num_steps=3")  # fmt: skip
+    accelerator = make_accelerator("cpu", "fp32")
+    run = build_run(asked, accelerator)
+    channels, rows, columns = run.stages[-1].step.latent_shape
+    train(run, Path("run"), accelerator, lambda record: None, False)
+    assert {(channels, rows, columns), (channels, rows // 2, 2 * columns)} == {s for s in shapes if len(s) == 3}
+    branch = load_file("run/controlnet/diffusion_pytorch_model.safetensors")
+    assert all(value.isfinite().all() for value in branch.values())
 
 
 def test_options_alone_find_the_family(tiny, folder):

@@ -1,17 +1,20 @@
 """`jdmctl plan` against what a run of the tiny world really holds."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jdmctl import build_plan
 from jdmctl.build_plan import MemoryPlan, plan_memory, suggestions
 from jdmctl.build_run import build_run
 from jdmctl.cli.plan import plan
 from jdmctl.errors import JdmError
+from jdmctl.families.standins.write import STAND_INS
 from jdmctl.objectives.guidance import Guided
-from jdmctl.recipe_files import load_recipe
+from jdmctl.recipe_files import load_recipe, parse_recipe
 from jdmctl.training.memory import PeakBytes, Working, held_bytes
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.state import TrainingState
@@ -119,6 +122,23 @@ def test_sd_turbo_before_it_is_downloaded(in_tiny_world, capsys):
     assert 300e6 < record["weights_bytes"]["control branches"] / 4 < 400e6
     assert record["optimizer_bytes"] > 8 * 300e6
     assert 80 in record["fits_gib"] and 8 not in record["fits_gib"]
+
+
+@pytest.mark.parametrize("family", ["qwen_image", "z_image"])
+def test_a_pipeline_that_counts_its_words_is_played_without_a_tokenizer(family, tmp_path):
+    """Its teacher's weights are as many bytes as in its file, in float32; its branch is trained, but for what its
+    last block says to the text, which nobody reads."""
+    STAND_INS[family].write(tmp_path)
+    shutil.rmtree(tmp_path / "teacher" / "tokenizer")
+    model = {"family": family, "teacher": str(tmp_path / "teacher"), "student": str(tmp_path / "student")}
+    data = {"source": "prompts", "path": "prompts.txt"}
+    recipe = parse_recipe({"name": "x", "model": model, "controls": [{"name": "canny"}], "data": data},
+                          ["training.batch_size=2", LORA])  # fmt: skip
+    planned = plan_memory(recipe)
+    weights = load_file(tmp_path / "teacher/transformer/diffusion_pytorch_model.safetensors")
+    assert planned.weights["teacher"] == 4 * sum(value.numel() for value in weights.values())
+    trained = planned.working["student"].gradients / planned.weights["control branches"]
+    assert trained == 1 if family == "z_image" else 0.8 < trained < 1
 
 
 def test_switches_come_one_by_one_until_it_fits(in_tiny_world, monkeypatch):

@@ -126,7 +126,9 @@ def _contract_table(products: Sequence[Product]) -> str:
         if product.kind == "controlnet":
             options = ", ".join(f"{key} {value}" for key, value in product.contract.extractor.items())
             rows[f"condition of `{product.name}`"] = product.contract.control + (f" ({options})" if options else "")
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items() if value)])
+    return "\n".join(
+        ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items() if value != "")]
+    )
 
 
 def _size(contract: Contract) -> str:

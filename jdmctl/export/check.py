@@ -31,7 +31,7 @@ class Reference:
 
     prompts: Sequence[str]
     seeds: Sequence[int]
-    condition: Tensor | None  # [1, 3, H, W] in [0, 1], the same for every control
+    condition: Tensor | None  # [1, 3, H, W] in [0, 1], of 8 bits, the same for every control
     images: Tensor  # [B, 3, H, W] in [0, 1]
     device: str = "cpu"
 

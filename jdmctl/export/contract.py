@@ -60,6 +60,11 @@ def one_step_call(scheduler: Any, timestep: int, pipeline: str) -> dict[str, Any
     """
     import diffusers
 
+    if "intermediate_timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
+        raise BadInputError(
+            "the student is a SANA-Sprint, whose times are angles: export does not know how it is called",
+            hint="the folders in its run are diffusers' own: use them as they are, with intermediate_timesteps=None",
+        )
     scheduler.set_timesteps(1)
     chosen = [round(float(told)) for told in scheduler.timesteps]
     if chosen == [timestep]:

@@ -37,9 +37,15 @@ def main(job_file):
 
 def draw(job):
     torch, np = importlib.import_module("torch"), importlib.import_module("numpy")
+    # As in training a condition's latent is its mean. FLUX' and Qwen-Image's pipelines would take it, and then the
+    # noise that a picture starts from, from one generator.
+    vae = importlib.import_module("diffusers.models.autoencoders.vae")
+    vae.DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
     asked = {}
     if job["condition"]:
-        condition, number = torch.from_numpy(np.load(job["condition"])), job["num_conditions"]
+        pixels = (255 * np.load(job["condition"])[0].transpose(1, 2, 0)).round().astype("uint8")
+        # a tensor would go past what some pipelines do to a picture
+        condition, number = importlib.import_module("PIL.Image").fromarray(pixels), job["num_conditions"]
         asked[job["condition_argument"]] = condition if number == 1 else [condition] * number
     drawn = {}
     for name, lines in job["variants"].items():

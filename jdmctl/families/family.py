@@ -50,6 +50,8 @@ class Family(FamilyHooks):
         for module in (teacher, student, *self._part_modules()):
             module.requires_grad_(False).eval()
         self.codec = self.make_codec()
+        for denoiser in (teacher, student):
+            self.equip(denoiser)
 
     @classmethod
     def load(
@@ -150,6 +152,7 @@ class Family(FamilyHooks):
         backbone = twin(self.teacher.backbone) if trainable == "lora" else copy.deepcopy(self.teacher.backbone)
         backbone.train().requires_grad_(trainable == "full")
         fake = self.denoiser_class(backbone, self.schedule, self.teacher.prediction)
+        self.equip(fake)
         for name, init in (controls or {}).items():
             self.add_control_branch(name, init, denoiser=fake)
         if trainable == "lora":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
@@ -75,11 +76,19 @@ class Flux(FlowFamily):
     def latent_channels(self) -> int:
         return self.student.backbone.config.in_channels // 4
 
+    @property
+    def max_words(self) -> int:
+        """256 tokens for schnell, 512 for dev, as their authors' code has it (github.com/black-forest-labs/flux)."""
+        return 512 if self.student.backbone.config.guidance_embeds else 256
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        told = {"guidance_scale": _GUIDANCE} if self.student.backbone.config.guidance_embeds else {}
+        return super().call_options | {"max_sequence_length": self.max_words} | told
+
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """256 tokens for schnell, 512 for dev, as their authors' code has it (github.com/black-forest-labs/flux)."""
-        length = 512 if self.student.backbone.config.guidance_embeds else 256
         words, pooled, _ = self.text_pipeline.encode_prompt(
-            list(texts), None, device=self.text_device, max_sequence_length=length
+            list(texts), None, device=self.text_device, max_sequence_length=self.max_words
         )
         return {"encoder_hidden_states": words, "pooled_projections": pooled}

@@ -34,7 +34,7 @@ class FamilyHooks:
     must_agree: ClassVar[tuple[str, ...]]  # keys of the backbone's config that fit a student to its teacher
     lora_targets: ClassVar[tuple[str, ...]]
     layout: ClassVar[torch.memory_format] = torch.channels_last  # of weights; video VAEs cannot have this one
-    any_aspect: ClassVar[bool] = False  # pictures may differ in shape: nothing but x_t tells the backbone their size
+    any_aspect: ClassVar[bool] = False  # pictures may differ in shape: what tells a backbone their size follows x_t
     tiny_decoder: ClassVar[str] = ""  # a published AutoencoderTiny for its latents
     index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
 
@@ -78,8 +78,16 @@ class FamilyHooks:
     def pixels_per_latent(self) -> int:
         return 2 ** (len(self.parts["vae"].config.block_out_channels) - 1)
 
+    @property
+    def side_step_px(self) -> int:
+        """Height and width of a picture are multiples of it."""
+        return self.pixels_per_latent
+
     def make_codec(self) -> Codec:
         return LatentCodec(self.parts["vae"])
+
+    def equip(self, denoiser: Any) -> None:
+        """Give a denoiser what it needs of the family beside its backbone."""
 
     def empty_prompt(self, size: int) -> Prompt:
         """What guidance leads away from, for a batch of that size."""
@@ -125,6 +133,11 @@ class FamilyHooks:
     def one_step_scheduler(self) -> Any:
         """The diffusers scheduler that a saved student draws with, in one step from pure noise."""
         return one_step(self.student_config, self.student.prediction, self.student.noise_scale)
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """Arguments with which its diffusers pipelines draw what the student draws, beside steps and timesteps."""
+        return {"guidance_scale": 1.0}
 
     @classmethod
     def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:

@@ -22,12 +22,12 @@ from jdmctl.families.transformer import TransformerDenoiser
 from jdmctl.families.transformer_family import TransformerFamily
 from jdmctl.types import Controls, Prompt
 
-_PIXELS_PER_LATENT = 8
-
 
 class PixArtDenoiser(TransformerDenoiser):
     text_width = "caption_channels"
     text_mask = "encoder_attention_mask"
+
+    pixels_per_latent: int
 
     def network(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> Tensor:
         with self._listening(controls):
@@ -40,7 +40,7 @@ class PixArtDenoiser(TransformerDenoiser):
         """What PixArt-alpha at 1024 px is told of the picture, in pixels."""
         if not self.backbone.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
-        height, width = (float(side * _PIXELS_PER_LATENT) for side in x_t.shape[-2:])
+        height, width = (float(side * self.pixels_per_latent) for side in x_t.shape[-2:])
         resolution = torch.tensor([[height, width]], device=x_t.device).expand(len(x_t), 2)
         return {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}
 
@@ -84,6 +84,14 @@ class PixArt(TransformerFamily):
     branch_config = {"num_layers": 13}  # the authors' own number
     branch_input = "before_proj"
     branch_fits = ("num_attention_heads", "attention_head_dim", "cross_attention_dim")
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        return super().call_options | {"use_resolution_binning": False}
+
+    def equip(self, denoiser: Any) -> None:
+        super().equip(denoiser)
+        denoiser.pixels_per_latent = self.pixels_per_latent
 
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:

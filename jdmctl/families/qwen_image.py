@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers import (
@@ -68,6 +69,12 @@ class QwenImage(FlowFamily):
 
     def make_codec(self) -> Codec:
         return FrameCodec(self.parts["vae"])
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """Its guidance goes by another name; the usual one is for networks that are told a scale."""
+        size = {name: value for name, value in super().call_options.items() if name != "guidance_scale"}
+        return {"true_cfg_scale": 1.0} | size
 
     @staticmethod
     def guide(output: Tensor, free: Tensor, scale: float) -> Tensor:

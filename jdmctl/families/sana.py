@@ -87,6 +87,10 @@ class Sana(FlowFamily):
     def pixels_per_latent(self) -> int:
         return 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1)
 
+    @property
+    def call_options(self) -> dict[str, Any]:
+        return super().call_options | {"use_resolution_binning": False}
+
     def make_codec(self) -> Codec:
         return AutoencoderCodec(self.parts["vae"])
 

@@ -60,16 +60,23 @@ class SD3(FlowFamily):
     branch_input = "pos_embed_input.proj"
     branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim")
 
+    @property
+    def max_words(self) -> int:
+        """Tokens of T5: 256, as its pipeline has it, or fewer where its tokenizer says so."""
+        return min(256, self.parts["tokenizer_3"].model_max_length)
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        return super().call_options | {"max_sequence_length": self.max_words}
+
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """At most 256 tokens of T5, as its pipeline has it, or fewer where its tokenizer says so."""
-        length = min(256, self.parts["tokenizer_3"].model_max_length)
         words, _, pooled, _ = self.text_pipeline.encode_prompt(
             list(texts), None, None, device=self.text_device, do_classifier_free_guidance=False,
-            max_sequence_length=length,
+            max_sequence_length=self.max_words,
         )  # fmt: skip
         return {"encoder_hidden_states": words, "pooled_projections": pooled}
 
-    def _show_conditions(self, denoiser: Any) -> None:
-        super()._show_conditions(denoiser)
+    def equip(self, denoiser: Any) -> None:
+        super().equip(denoiser)
         denoiser.condition_shift = self.codec.shift * self.codec.scale

@@ -11,10 +11,11 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses import fake_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BatchEncoding
 
+_KNOWN = 2**16  # elements of a small tensor, whose numbers are followed where all they are made of is known
 _WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False)
 
 
@@ -27,9 +28,11 @@ def without_weights() -> Iterator[None]:
     token = _WITHOUT_WEIGHTS.set(True)
     # All are made in float32 on the CPU and stay so: torch refuses to convert a fake parameter in place.
     unconverted = patch.object(nn.Module, "_apply", lambda self, *_, **__: self)
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    # A tokenizer's mask keeps its numbers, and so do the lengths that a pipeline counts of it.
+    known = patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", _KNOWN)
+    fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        with fake, unconverted, _Unknown():
+        with fake, unconverted, known, _Unknown():
             yield
     finally:
         _WITHOUT_WEIGHTS.reset(token)
@@ -60,9 +63,12 @@ class StandInTokenizer:
         self, texts: str | Sequence[str], max_length: int | None = None, padding: str | bool = False, **options: Any
     ) -> BatchEncoding:
         size = 1 if isinstance(texts, str) else len(texts)
-        shape = size, max_length or (1 if padding == "longest" else self.model_max_length)
+        length = max_length or (1 if padding == "longest" else self.model_max_length)
         return BatchEncoding(
-            {"input_ids": torch.zeros(shape, dtype=torch.long), "attention_mask": torch.ones(shape, dtype=torch.long)}
+            {
+                "input_ids": torch.zeros((size, length), dtype=torch.long),
+                "attention_mask": torch.tensor([[1] * length] * size),
+            }
         )
 
     def tokenize(self, text: str) -> list[str]:
@@ -81,6 +87,8 @@ class _Unknown(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.equal.default:
             return True
+        if func is torch.ops.aten.all.default:
+            return torch.tensor(True)
         if func is torch.ops.aten.index.Tensor and len(args[1]) == 1 and args[1][0].dtype == torch.bool:
             return args[0].flatten(0, args[1][0].ndim - 1).clone()
         return func(*args, **(kwargs or {}))

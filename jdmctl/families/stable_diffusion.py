@@ -20,7 +20,6 @@ class StableDiffusion(UNetFamily):
     pipeline_class = StableDiffusionPipeline
     pipeline_options = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     denoiser_class = UNetDenoiser
-    any_aspect = True
     tiny_decoder = "madebyollin/taesd"
     part_classes = {"vae": AutoencoderKL, "tokenizer": CLIPTokenizer, "text_encoder": CLIPTextModel}
 

@@ -119,6 +119,13 @@ def find_student(name: str) -> tuple[str, Student]:
     )
 
 
+def student_at(address: str) -> Student | None:
+    """The student that a hub repository or a file in one is, as recipes name them; None if none is known."""
+    return next(
+        (one for one in students().values() if address in (one.repository, f"{one.repository}/{one.file}")), None
+    )
+
+
 def source(student: Student, fact: str) -> str:
     """The address behind a fact; '' where no stored source confirmed it."""
     key = student.sources.get(fact)

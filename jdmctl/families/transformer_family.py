@@ -18,30 +18,23 @@ from jdmctl.errors import ConditionMismatchError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.family import Family
 from jdmctl.families.folders import load_component
+from jdmctl.families.transformer import TransformerDenoiser
 
 
 class TransformerFamily(Family):
     subfolder = "transformer"
+    any_aspect = True
     # Every linear of a transformer's blocks, by the names that diffusers gives them; none has all.
     lora_targets: ClassVar[tuple[str, ...]] = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp", "proj_out",
     )  # fmt: skip
 
+    denoiser_class: ClassVar[type[TransformerDenoiser]]
     branch_class: ClassVar[Any]
     branch_config: ClassVar[Mapping[str, Any]]  # of a new branch, beside what it has from the backbone; depths at most
     branch_input: ClassVar[str]  # the layer of a branch that a condition enters by, zero in diffusers
     branch_fits: ClassVar[tuple[str, ...]]  # keys of its config that are the backbone's
-
-    def __init__(self, *args: Any, **options: Any):
-        super().__init__(*args, **options)
-        for denoiser in (self.teacher, self.student):
-            self._show_conditions(denoiser)
-
-    def make_fake_score(self, *args: Any, **options: Any) -> DiffusionDenoiser:
-        fake = super().make_fake_score(*args, **options)
-        self._show_conditions(fake)
-        return fake
 
     @property
     def latent_channels(self) -> int:
@@ -54,6 +47,15 @@ class TransformerFamily(Family):
         side = self.student.backbone.config.get("sample_size") or in_pixels // self.pixels_per_latent
         return self.latent_channels, side, side
 
+    @property
+    def side_step_px(self) -> int:
+        return self.pixels_per_latent * self.denoiser_class.patch
+
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """The size too: not every pipeline takes it from its parts."""
+        return super().call_options | {"height": self.resolution_px, "width": self.resolution_px}
+
     @functools.cached_property
     def text_pipeline(self) -> Any:
         """The diffusers pipeline, for its encode_prompt; it holds no backbone."""
@@ -62,6 +64,10 @@ class TransformerFamily(Family):
     @property
     def text_device(self) -> torch.device:
         return self.parts["text_encoder"].device
+
+    def equip(self, denoiser: Any) -> None:
+        codec = self.codec
+        denoiser.encode_condition = lambda image: codec.encode(image)  # a function: copies of a denoiser share the VAE
 
     def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
         """A ControlNet that starts as the backbone's first blocks."""
@@ -88,10 +94,6 @@ class TransformerFamily(Family):
                     hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
                 )
         return branch
-
-    def _show_conditions(self, denoiser: Any) -> None:
-        codec = self.codec
-        denoiser.encode_condition = lambda image: codec.encode(image)  # a function: copies of a denoiser share the VAE
 
 
 class FlowFamily(TransformerFamily):

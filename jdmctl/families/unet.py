@@ -14,14 +14,14 @@ from jdmctl.types import Controls, Prompt
 class UNetDenoiser(DiffusionDenoiser):
     """A family whose prompt is more than [B, L, D] embeddings says in `words` and `summary` what is in it."""
 
-    def words(self, prompt: Prompt) -> dict[str, Any]:
-        """What UNet and branches are told by a prompt, by the names of diffusers' arguments."""
+    def words(self, prompt: Prompt, x_t: Tensor) -> dict[str, Any]:
+        """What UNet and branches are told by a prompt and of a picture's size, by the names of diffusers' arguments."""
         return {"encoder_hidden_states": prompt}
 
     def network(self, x_t: Tensor, timestep: Tensor, prompt: Prompt, controls: Controls) -> Tensor:
         added = self._additions(x_t, timestep, prompt, controls)
         return self.backbone(
-            x_t, timestep, **self.words(prompt),
+            x_t, timestep, **self.words(prompt, x_t),
             **added, return_dict=False,
         )[0]  # fmt: skip
 
@@ -30,7 +30,7 @@ class UNetDenoiser(DiffusionDenoiser):
         unet, timestep = self.backbone, self.schedule.timestep(t)
         with frozen(self):
             middle = self._additions(x_t, timestep, prompt, controls or {}).get("mid_block_additional_residual")
-            words = self.words(prompt)
+            words = self.words(prompt, x_t)
             text = {"encoder_hidden_states": words["encoder_hidden_states"]}
             embedding = unet.time_embedding(unet.time_proj(timestep).to(x_t.dtype))
             extra = unet.get_aug_embed(embedding, **{"added_cond_kwargs": {}} | words)
@@ -65,7 +65,7 @@ class UNetDenoiser(DiffusionDenoiser):
             else:
                 down, middle = branch(
                     x_t, timestep, controlnet_cond=condition, conditioning_scale=scale, return_dict=False,
-                    **self.words(prompt),
+                    **self.words(prompt, x_t),
                 )  # fmt: skip
                 said = {"down_block_additional_residuals": down, "mid_block_additional_residual": [middle]}
             for place, values in said.items():

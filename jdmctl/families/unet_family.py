@@ -28,6 +28,7 @@ _EXPLODING = {kind.__name__: kind for kind in (EulerDiscreteScheduler, EulerAnce
 class UNetFamily(Family):
     backbone_class = UNet2DConditionModel
     subfolder = "unet"
+    any_aspect = True
     must_agree = ("in_channels", "cross_attention_dim", "addition_embed_type")
     # Every linear and convolution of a UNet's blocks; attention alone is too little to follow a moving student.
     lora_targets = (

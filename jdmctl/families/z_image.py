@@ -67,6 +67,11 @@ class ZImage(FlowFamily):
     branch_class = ZImageControlNetModel
     branch_fits = ("dim", "n_heads", "n_refiner_layers")
 
+    @property
+    def call_options(self) -> dict[str, Any]:
+        """This pipeline counts guidance from 0."""
+        return super().call_options | {"guidance_scale": 0.0}
+
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:
         words, _ = self.text_pipeline.encode_prompt(

@@ -15,8 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from jdmctl.families.names import family_class
 from jdmctl.families.standins import transformers, unets
-
-_FORMS = {"lora": "lora.safetensors", ".safetensors": "backbone.safetensors"}  # by what a recipe's student looks like
+from jdmctl.families.students import student_at
 
 
 def _same(given: Any) -> Any:
@@ -65,10 +64,13 @@ STAND_INS = {
 def write_stand_in(family: str, student: str, folder: Path) -> tuple[Path, Path]:
     """Teacher and student in `folder`, the student in the form that the path or name `student` has.
 
-    A file is a LoRA if its name says so, else a backbone's weights.
+    A file is a LoRA if it is known as one or its name says so, else a backbone's weights.
     """
     STAND_INS[family].write(folder)
-    form = next((file for mark, file in _FORMS.items() if student.endswith(".safetensors") and mark in student), "")
+    form, known = "", student_at(student)
+    if student.endswith(".safetensors"):
+        is_lora = known.weights == "lora" if known else "lora" in student
+        form = "lora.safetensors" if is_lora else "backbone.safetensors"
     if form:
         kind = family_class(family)
         layers = load_file(folder / "student" / kind.subfolder / "diffusion_pytorch_model.safetensors")
