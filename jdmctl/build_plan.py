@@ -133,14 +133,16 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
             }
         )
         pieces = recipe.training.gradient_accumulation_steps
+        is_eight_bit = recipe.memory.optimizer == "adamw_8bit"  # it goes one by one and makes nothing on the way
+        scratch = (lambda sizes: 0) if is_eight_bit else sum if foreach else max
         batch = _batch(family, controls, recipe.training.batch_size // pieces)
         working = {
-            phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe), foreach=foreach)
+            phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe), scratch=scratch)
             for phase in phases
         }
     return MemoryPlan(
         {name: size for name, size in weights.items() if size},
-        optimizer_bytes({phase.name: phase.parameters for phase in phases}),
+        optimizer_bytes({phase.name: phase.parameters for phase in phases}, 8 if is_eight_bit else 32),
         0 if recipe.memory.average_on_cpu else average_bytes(averaged),
         working,
         notes,
@@ -166,11 +168,13 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
         (f"training.gradient_accumulation_steps={training.batch_size}",
          lambda r: r.training.gradient_accumulation_steps < r.training.batch_size),
         ("memory.share_backbone=true", lambda r: not r.memory.share_backbone and _may_share(r)),
+        ("memory.offload=true", lambda r: not r.memory.offload),
         ("training.precision=bf16", lambda r: r.training.precision != "bf16"),
         ("memory.frozen_precision=bf16", lambda r: r.memory.frozen_precision == "fp32"),
         (f"memory.decoder={decoder}", lambda r: bool(decoder and r.matches_distributions and not r.memory.decoder)),
         ("fake_score.trainable=lora", lambda r: r.matches_distributions and r.fake_score.trainable == "full"),
         ("student.trainable=lora", lambda r: r.student.trainable == "full"),
+        ("memory.optimizer=adamw_8bit", lambda r: r.memory.optimizer == "adamw"),
     ]  # fmt: skip
     chosen: list[str] = []
     for switch, changes in wanted:
