@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,19 +22,13 @@ from jdmctl.build import (
     build_dsm_step,
     build_jdm_step,
     build_nct_step,
-    build_roles,
-    hold_frozen,
-    prepare_student,
-    resolve,
 )
+from jdmctl.build_skeletons import is_like_teacher, known_student, prepared_roles, skeletons
 from jdmctl.controls.base import Control
-from jdmctl.errors import JdmError, MissingWeightsError
+from jdmctl.errors import JdmError
 from jdmctl.families.codec import QuickCodec
-from jdmctl.families.folders import read_config
 from jdmctl.families.names import family_class
-from jdmctl.families.published import find_published, write_json, write_skeleton
 from jdmctl.families.skeleton import without_weights
-from jdmctl.families.students import Student, students
 from jdmctl.recipe import Recipe
 from jdmctl.training.memory import Working, average_bytes, held_bytes, optimizer_bytes, play, weights_of
 from jdmctl.training.steps.regression import RegressionStep
@@ -44,7 +37,6 @@ from jdmctl.weights import tensor_names
 
 GPU_SIZES = (8, 12, 16, 24, 40, 48, 80)  # GiB
 _TRIES = 3
-_LORA_RANK = 64  # of published LoRA students
 CONTEXT_BYTES = 2**30  # set aside for CUDA's own context and what its allocator cannot use: an assumption
 
 
@@ -108,17 +100,12 @@ def _say_nothing() -> None:
 
 
 def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
-    controls, notes = _controls(recipe)
-    if _is_like_teacher(recipe) and not _known_student(recipe.model.student):
+    controls, notes = present_controls(recipe)
+    if is_like_teacher(recipe) and not known_student(recipe.model.student):
         notes += (f"the student {recipe.model.student} is not here: it is counted as one like its teacher",)
-    with _skeletons(recipe) as local, without_weights():
-        family = build_roles(local, "cpu")
-        if recipe.memory.share_backbone and local.model.student == local.model.teacher:
-            family.add_lora(family.student.backbone, _LORA_RANK)
-            family.student.backbone.requires_grad_(False)
-            hold_frozen(local, family)
-            notes += (f"the student's LoRA is counted as one of rank {_LORA_RANK} on every layer that can have one",)
-        prepare_student(local, family)
+    with skeletons(recipe) as local, without_weights():
+        family, said = prepared_roles(local, "cpu")
+        notes += said
         phases, made, averaged = _phases(local, family, controls)
         extractors = [value for control in controls.values() for value in vars(control).values()]
         weights = held_bytes(
@@ -186,64 +173,22 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
                 return
 
 
-def _controls(recipe: Recipe) -> tuple[dict[str, Control], tuple[str, ...]]:
+def present_controls(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[dict[str, Control], tuple[str, ...]]:
     """Those whose networks, if they need any, are there; and what is said of the others."""
     found: dict[str, Control] = {}
     notes = []
     for control in recipe.controls:
         try:
-            found |= build_controls(recipe.model_copy(update={"controls": (control,)}), "cpu")
+            found |= build_controls(recipe.model_copy(update={"controls": (control,)}), device)
         except JdmError as problem:
             notes.append(f"the control {control.name} is not counted: {problem}")
     return found, tuple(notes)
 
 
-@contextmanager
-def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe with folders of configurations in place of published models that are not here."""
-    with tempfile.TemporaryDirectory() as scratch:
-        changes: dict[str, Any] = {}
-        for role in ("teacher", "student"):
-            name = getattr(recipe.model, role)
-            if role == "student" and _is_like_teacher(recipe):
-                name = recipe.model.teacher
-            model = None if Path(name).exists() else find_published(name)
-            changes[role] = str(write_skeleton(model, Path(scratch, role))) if model else name
-        known = _known_student(recipe.model.student)
-        if recipe.memory.share_backbone and known and known.weights == "lora":
-            changes["student"] = changes.get("teacher", recipe.model.teacher)
-        update: dict[str, Any] = {"model": recipe.model.model_copy(update=changes)}
-        decoder = recipe.memory.decoder
-        if decoder and not Path(decoder).exists():  # all published ones are alike, but for what they read
-            vae = read_config(update["model"].teacher, "vae", "config.json")
-            write_json(Path(scratch, "config.json"), {"latent_channels": vae["latent_channels"]})
-            update["memory"] = recipe.memory.model_copy(update={"decoder": scratch})
-        yield recipe.model_copy(update=update)
-
-
-def _is_like_teacher(recipe: Recipe) -> bool:
-    """Of a student that is a file on the hub, or neither there nor here: it gets its teacher's shapes."""
-    name = recipe.model.student
-    if Path(resolve(name, "student")).exists() or find_published(name):
-        return False
-    if _known_student(name):
-        return True
-    try:
-        read_config(name, None, family_class(recipe.model.family).index_file)
-    except MissingWeightsError:
-        return True
-    return False
-
-
-def _known_student(name: str) -> Student | None:
-    known = (one for one in students().values() if name in (f"{one.repository}/{one.file}", one.repository))
-    return next(known, None)
-
-
 def _may_share(recipe: Recipe) -> bool:
     """Whether the student is a LoRA that stays as it is."""
     name = recipe.model.student
-    if recipe.student_folder or not (known := _known_student(name)) and not name.endswith(".safetensors"):
+    if recipe.student_folder or not (known := known_student(name)) and not name.endswith(".safetensors"):
         return False
     if known:
         return known.weights == "lora"

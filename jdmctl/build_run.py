@@ -115,7 +115,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         recipe=to_yaml(recipe),
         stages=stages,
         batches=batches,
-        settings=_settings(recipe),
+        settings=training_settings(recipe),
         validation=validation,
         extra=extra,
         products=_products(recipe, family),
@@ -202,7 +202,7 @@ def _rate(recipe: Recipe) -> Rate:
     return Rate(training.num_steps, training.lr_warmup_steps, training.lr_schedule == "linear")
 
 
-def _settings(recipe: Recipe) -> Settings:
+def training_settings(recipe: Recipe) -> Settings:
     training = recipe.training
 
     def adamw(learning_rate: float) -> AdamW:

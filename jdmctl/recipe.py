@@ -137,7 +137,8 @@ class Recipe(Section):
             raise ValueError("memory.share_backbone is for a frozen student: leave out student.trainable")
         if self.memory.offload and not self.memory.gradient_checkpointing:
             raise ValueError(
-                "memory.offload needs memory.gradient_checkpointing: true, or all that was fetched stays till the way back"
+                "memory.offload needs memory.gradient_checkpointing: true: without it all that layers fetch on the way "
+                "forward stays on the device until the way back"
             )
         if self.student.l2_to_start and self.student.trainable == "frozen":
             raise ValueError("student.l2_to_start holds a student that is trained: set student.trainable")

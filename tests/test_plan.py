@@ -137,8 +137,9 @@ def test_switches_come_one_by_one_until_it_fits(in_tiny_world, monkeypatch):
         """20 GiB, and as much less as there are switches set."""
         memory = recipe.memory
         used = (recipe.training.gradient_accumulation_steps > 1, recipe.training.precision == "bf16",
-                memory.optimizer != "adamw", recipe.fake_score.trainable == "lora", memory.gradient_checkpointing, memory.average_on_cpu,
-                memory.cache_embeddings, memory.offload, memory.frozen_precision == "bf16", memory.decoder != "")  # fmt: skip
+                recipe.fake_score.trainable == "lora", memory.gradient_checkpointing, memory.average_on_cpu,
+                memory.cache_embeddings, memory.offload, memory.frozen_precision == "bf16", memory.decoder != "",
+                memory.optimizer != "adamw")  # fmt: skip
         return MemoryPlan({}, 0, 0, {"a": Working(0, (20 - sum(used)) * 2**30, 0)})
 
     monkeypatch.setattr(build_plan, "plan_memory", by_pieces)

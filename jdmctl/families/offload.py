@@ -22,6 +22,10 @@ class _Offloaded:
 
     _parameters: dict[str, nn.Parameter]
 
+    def __new__(cls, *shape: Any, **options: Any) -> Any:
+        """A new one is an ordinary layer: peft makes LoRA of the class of the layer that it is for."""
+        return _PLAIN[cls](*shape, **options) if shape else super().__new__(cls)
+
     def forward(self, x: Tensor) -> Tensor:
         vars(self)["weight"] = self._parameters["weight"].to(x.device, copy=True)  # on a CPU too: plans count it
         try:
@@ -43,7 +47,7 @@ def offload(backbone: nn.Module) -> None:
     for blocks in backbone.modules():
         if isinstance(blocks, nn.ModuleList):
             for layer in blocks.modules():
-                if type(layer) in _KINDS and not layer.weight.requires_grad:  # type: ignore[union-attr]
+                if type(layer) in _KINDS and not layer.weight.requires_grad:
                     layer.__class__ = _KINDS[type(layer)]
 
 

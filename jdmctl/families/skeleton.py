@@ -19,20 +19,23 @@ _WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
-    """Inside, `load_component` makes components of their configurations and reads no weights.
-
-    Their tensors are fake: they have shapes and no memory. What is computed of them inside is fake too.
-    """
+def random_weights() -> Iterator[None]:
+    """Inside, `load_component` makes components of their configurations and reads no weights: they are random."""
     token = _WITHOUT_WEIGHTS.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_WEIGHTS.reset(token)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Likewise, but their tensors are fake: they have shapes and no memory. What is computed of them is fake too."""
     # All are made in float32 on the CPU and stay so: torch refuses to convert a fake parameter in place.
     unconverted = patch.object(nn.Module, "_apply", lambda self, *_, **__: self)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        with fake, unconverted, _Unknown():
-            yield
-    finally:
-        _WITHOUT_WEIGHTS.reset(token)
+    with random_weights(), fake, unconverted, _Unknown():
+        yield
 
 
 def is_without_weights() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ class AdamW:
     learning_rate: float
     betas: tuple[float, float] = (0.0, 0.95)
     weight_decay: float = 0.01
-    bits: Literal[32, 8] = 32
+    bits: int = 32  # or 8
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> Any:
         """A torch optimiser of them. Raises JdmError if it needs a package that is not there."""
@@ -46,7 +46,8 @@ def eight_bit() -> Any:
         """bitsandbytes would make weights contiguous for good; here it sees them flat, and they stay as they lie."""
 
         def update_step(self, group: Any, p: nn.Parameter, gindex: int, pindex: int) -> None:
-            state, weight, gradient = self.state[p], p.data, p.grad
+            state, weight = self.state[p], p.data
+            gradient: Any = p.grad
             kept = {key: state[key] for key in ("state1", "state2")}
             laid_out = torch.empty_like(weight).copy_(gradient) if gradient.stride() != weight.stride() else gradient
             p.grad, p.data = None, _flat(weight)
