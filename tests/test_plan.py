@@ -13,7 +13,7 @@ from jdmctl.cli.plan import plan
 from jdmctl.errors import JdmError
 from jdmctl.objectives.guidance import Guided
 from jdmctl.recipe_files import load_recipe
-from jdmctl.training.memory import PeakBytes, Working, held_bytes
+from jdmctl.training.memory import PeakBytes, Working, held_bytes, weights_of
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.state import TrainingState
 
@@ -87,7 +87,7 @@ def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
     step = run.stages[-1].step
     teacher = step.teacher.denoiser if isinstance(step.teacher, Guided) else step.teacher
     real = {"teacher": teacher, "student": step.student, "fake": step.fake_score, "vae": step.codec.vae}
-    held = sum(held_bytes({k: [*m.parameters(), *m.buffers()] for k, m in real.items()}).values())
+    held = sum(held_bytes({name: weights_of(module) for name, module in real.items()}).values())
     names = ("teacher", "student", "control branches", "fake score", "VAE")
     assert sum(planned.weights.get(name, 0) for name in names) == held
 
