@@ -10,7 +10,7 @@ from jdmctl.evaluation.results import read
 
 @pytest.mark.slow
 def test_rows_of_both_layouts(in_tiny_world, monkeypatch):
-    """LoRA on the teacher's weights against a copy of its own: the copy's backbone is held once more, by the plan too."""
+    """LoRA on the teacher's weights against a copy of its own: that backbone is held once more."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
     import measure
 

@@ -15,14 +15,16 @@ import gc
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from jdmctl.build import build_jdm_step
@@ -31,6 +33,7 @@ from jdmctl.build_run import training_settings
 from jdmctl.build_skeletons import prepared_roles, skeletons
 from jdmctl.cli.evaluate import keep
 from jdmctl.comparison.cost import networks
+from jdmctl.controls.base import Control
 from jdmctl.evaluation.results import Row, setup
 from jdmctl.families.prompts import repeat
 from jdmctl.families.skeleton import random_weights
@@ -146,22 +149,30 @@ class Shares:
                 module.register_forward_hook(lambda *_, name=name: self.count(name, +1)),
             )
         ]
-        backward = self.accelerator.backward
-
-        def timed(loss: Tensor) -> None:
-            self.count("backward passes", -1)
-            backward(loss)
-            self.count("backward passes", +1)
-
-        self.accelerator.backward = timed  # type: ignore[method-assign]
+        self.patches = [
+            patch.object(self.accelerator, "backward", self.timed(self.accelerator.backward)),
+            patch.object(torch.autograd, "grad", self.timed(torch.autograd.grad)),
+        ]
+        for patched in self.patches:
+            patched.start()
         return self
+
+    def timed(self, backward: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            self.count("backward passes", -1)
+            result = backward(*args, **options)
+            self.count("backward passes", +1)
+            return result
+
+        return call
 
     def count(self, name: str, sign: int) -> None:
         self.seconds[name] += sign * now(self.accelerator.device)
 
     def __exit__(self, *_: Any) -> None:
         whole = now(self.accelerator.device) - self.began
-        del self.accelerator.backward
+        for patched in self.patches:
+            patched.stop()
         for hook in self.hooks:
             hook.remove()
         self.seconds["all else"] = whole - sum(self.seconds.values())
@@ -169,11 +180,12 @@ class Shares:
 
 def measure(recipe: Recipe, three_copies: bool, num_steps: int) -> dict[str, tuple[float, float, float]]:
     """Metric -> value, low and high, of one layout on the accelerator at hand."""
+    AcceleratorState._reset_state()  # which would keep the precision of the recipe before
     accelerator = make_accelerator("", recipe.training.precision)
     device, training = accelerator.device, recipe.training
     with skeletons(recipe) as local, random_weights():
         family, _ = prepared_roles(local, device)
-        controls = present_controls(local, device)
+        controls, _ = present_controls(local, device)
         step = build_jdm_step(local, family, controls)
     if three_copies:
         for parameter in step.fake_score.parameters():
@@ -202,9 +214,9 @@ def measure(recipe: Recipe, three_copies: bool, num_steps: int) -> dict[str, tup
 
     watch = Watch(device, last=num_steps - 1)
     state = run(watch, num_steps)
-    seconds = [b - a for a, b in zip(watch.starts[1:-1], watch.starts[2:], strict=True)]  # not the first, not the last
-    images = [training.batch_size / one for one in quantiles(seconds, n=4)]
-    held = watch.held or count_held(recipe, family, step, state)
+    seconds = [b - a for a, b in zip(watch.starts[1:-2], watch.starts[2:-1], strict=True)]  # not the first nor the last
+    images = [training.batch_size / one for one in quantiles(seconds, n=4, method="inclusive")]
+    held = watch.held or count_held(recipe, family, step, state, controls)
     del state
     found = {
         "images/s": (images[1], images[2], images[0]),
@@ -218,10 +230,10 @@ def measure(recipe: Recipe, three_copies: bool, num_steps: int) -> dict[str, tup
     return found | {f"% {name}": (100 * value / whole,) * 3 for name, value in shares.seconds.items()}
 
 
-def count_held(recipe: Recipe, family: Any, step: Any, state: Any) -> int:
+def count_held(recipe: Recipe, family: Any, step: Any, state: Any, controls: Mapping[str, Control]) -> int:
     """Bytes that would lie on a device, where the CPU's own allocator cannot tell."""
-    modules = [step.teacher, *networks(step).values(), *(getattr(one, "control", None) for one in step.energies)]
-    tensors = weights_of(*(one for one in modules if isinstance(one, nn.Module)))
+    extractors = [value for control in controls.values() for value in vars(control).values()]
+    tensors = weights_of(*networks(step).values(), *(one for one in extractors if isinstance(one, nn.Module)))
     tensors += weights_of(family.teacher, step.student, step.fake_score, family.parts["vae"])
     tensors += [] if recipe.memory.cache_embeddings else weights_of(*family.text_encoders)
     tensors += [] if recipe.memory.average_on_cpu else state.average.values
