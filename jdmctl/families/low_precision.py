@@ -61,7 +61,7 @@ def compute_in_float32(modules: Iterable[nn.Module]) -> None:
 def _layers(modules: Iterable[nn.Module], chosen: Callable[[Tensor], bool]) -> Iterator[nn.Module]:
     for module in modules:
         for layer in module.modules():
-            if isinstance(layer, tuple(HELD)) and chosen(layer.weight):  # type: ignore[arg-type]
+            if type(layer) in (*HELD, *HELD.values()) and chosen(layer.weight):  # type: ignore[arg-type]
                 yield layer
 
 
