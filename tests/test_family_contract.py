@@ -1,5 +1,6 @@
 """What every family promises, on tiny random pipelines in exact diffusers format (tests/tiny_pipelines.py)."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -163,7 +164,9 @@ def recipe(tiny, folder: Path, *changes: str) -> Recipe:
 
 
 LOW_MEMORY = ("memory.frozen_precision=bf16", "memory.gradient_checkpointing=true")
-ALL_SWITCHES = (*LOW_MEMORY, "memory.cache_embeddings=true", "memory.average_on_cpu=true")
+ALL_SWITCHES = (*LOW_MEMORY, "memory.cache_embeddings=true", "memory.average_on_cpu=true", "memory.offload=true")
+if find_spec("bitsandbytes"):
+    ALL_SWITCHES += ("memory.optimizer=adamw_8bit",)
 
 
 def step_and_batch(tiny, family, folder, *changes):

@@ -102,7 +102,7 @@ class Watch:
             ).__enter__()
 
     def log(self, record: dict[str, Any]) -> None:
-        if record["step"] == self.last + 1:
+        if record["event"] == "step" and record["step"] == self.last + 1:
             if self.device.type == "cuda":
                 self.update = torch.cuda.max_memory_allocated(self.device) - self.held
             else:
