@@ -21,6 +21,7 @@ from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.low_precision import hold
 from jdmctl.families.names import family_class
+from jdmctl.families.offload import offload
 from jdmctl.families.standins.write import STAND_INS, write_decoder, write_stand_in
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
@@ -76,10 +77,12 @@ def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
 
 
 def hold_frozen(recipe: Recipe, family: Any) -> None:
-    """Hold the weights of backbones that a recipe leaves frozen as it says."""
+    """Hold the weights of backbones that a recipe leaves frozen as it says, and where."""
     frozen = [family.teacher, *([] if recipe.student_folder == "student" else [family.student])]
     if recipe.memory.frozen_precision != "fp32":
         hold([denoiser.backbone for denoiser in frozen], _DTYPES[recipe.memory.frozen_precision])
+    for denoiser in frozen if recipe.memory.offload else []:
+        offload(denoiser.backbone)
 
 
 def build_trained(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,17 +22,12 @@ from jdmctl.build import (
     build_dsm_step,
     build_jdm_step,
     build_nct_step,
-    build_roles,
-    hold_frozen,
-    prepare_student,
-    resolve,
 )
+from jdmctl.build_skeletons import is_like_teacher, prepared_roles, skeletons
 from jdmctl.controls.base import Control
-from jdmctl.errors import JdmError, MissingWeightsError
+from jdmctl.errors import JdmError
 from jdmctl.families.codec import QuickCodec
-from jdmctl.families.folders import read_config
 from jdmctl.families.names import family_class
-from jdmctl.families.published import find_published, write_json, write_skeleton
 from jdmctl.families.skeleton import without_weights
 from jdmctl.families.students import student_at
 from jdmctl.recipe import Recipe
@@ -44,7 +38,6 @@ from jdmctl.weights import tensor_names
 
 GPU_SIZES = (8, 12, 16, 24, 40, 48, 80)  # GiB
 _TRIES = 3
-_LORA_RANK = 64  # of published LoRA students
 CONTEXT_BYTES = 2**30  # set aside for CUDA's own context and what its allocator cannot use: an assumption
 
 
@@ -108,17 +101,12 @@ def _say_nothing() -> None:
 
 
 def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
-    controls, notes = _controls(recipe)
-    if _is_like_teacher(recipe) and not student_at(recipe.model.student):
+    controls, notes = present_controls(recipe)
+    if is_like_teacher(recipe) and not student_at(recipe.model.student):
         notes += (f"the student {recipe.model.student} is not here: it is counted as one like its teacher",)
-    with _skeletons(recipe) as local, without_weights():
-        family = build_roles(local, "cpu")
-        if recipe.memory.share_backbone and local.model.student == local.model.teacher:
-            family.add_lora(family.student.backbone, _LORA_RANK)
-            family.student.backbone.requires_grad_(False)
-            hold_frozen(local, family)
-            notes += (f"the student's LoRA is counted as one of rank {_LORA_RANK} on every layer that can have one",)
-        prepare_student(local, family)
+    with skeletons(recipe) as local, without_weights():
+        family, said = prepared_roles(local, "cpu")
+        notes += said
         phases, made, averaged = _phases(local, family, controls)
         extractors = [value for control in controls.values() for value in vars(control).values()]
         weights = held_bytes(
@@ -133,14 +121,16 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
             }
         )
         pieces = recipe.training.gradient_accumulation_steps
+        is_eight_bit = recipe.memory.optimizer == "adamw_8bit"  # it goes one by one and makes nothing on the way
+        scratch = (lambda sizes: 0) if is_eight_bit else sum if foreach else max
         batch = _batch(family, controls, recipe.training.batch_size // pieces)
         working = {
-            phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe), foreach=foreach)
+            phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe), scratch=scratch)
             for phase in phases
         }
     return MemoryPlan(
         {name: size for name, size in weights.items() if size},
-        optimizer_bytes({phase.name: phase.parameters for phase in phases}),
+        optimizer_bytes({phase.name: phase.parameters for phase in phases}, 8 if is_eight_bit else 32),
         0 if recipe.memory.average_on_cpu else average_bytes(averaged),
         working,
         notes,
@@ -166,11 +156,13 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
         (f"training.gradient_accumulation_steps={training.batch_size}",
          lambda r: r.training.gradient_accumulation_steps < r.training.batch_size),
         ("memory.share_backbone=true", lambda r: not r.memory.share_backbone and _may_share(r)),
+        ("memory.offload=true", lambda r: not r.memory.offload),
         ("training.precision=bf16", lambda r: r.training.precision != "bf16"),
         ("memory.frozen_precision=bf16", lambda r: r.memory.frozen_precision == "fp32"),
         (f"memory.decoder={decoder}", lambda r: bool(decoder and r.matches_distributions and not r.memory.decoder)),
         ("fake_score.trainable=lora", lambda r: r.matches_distributions and r.fake_score.trainable == "full"),
         ("student.trainable=lora", lambda r: r.student.trainable == "full"),
+        ("memory.optimizer=adamw_8bit", lambda r: r.memory.optimizer == "adamw"),
     ]  # fmt: skip
     chosen: list[str] = []
     for switch, changes in wanted:
@@ -182,53 +174,16 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
                 return
 
 
-def _controls(recipe: Recipe) -> tuple[dict[str, Control], tuple[str, ...]]:
+def present_controls(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[dict[str, Control], tuple[str, ...]]:
     """Those whose networks, if they need any, are there; and what is said of the others."""
     found: dict[str, Control] = {}
     notes = []
     for control in recipe.controls:
         try:
-            found |= build_controls(recipe.model_copy(update={"controls": (control,)}), "cpu")
+            found |= build_controls(recipe.model_copy(update={"controls": (control,)}), device)
         except JdmError as problem:
             notes.append(f"the control {control.name} is not counted: {problem}")
     return found, tuple(notes)
-
-
-@contextmanager
-def _skeletons(recipe: Recipe) -> Iterator[Recipe]:
-    """The recipe with folders of configurations in place of published models that are not here."""
-    with tempfile.TemporaryDirectory() as scratch:
-        changes: dict[str, Any] = {}
-        for role in ("teacher", "student"):
-            name = getattr(recipe.model, role)
-            if role == "student" and _is_like_teacher(recipe):
-                name = recipe.model.teacher
-            model = None if Path(name).exists() else find_published(name)
-            changes[role] = str(write_skeleton(model, Path(scratch, role))) if model else name
-        known = student_at(recipe.model.student)
-        if recipe.memory.share_backbone and known and known.weights == "lora":
-            changes["student"] = changes.get("teacher", recipe.model.teacher)
-        update: dict[str, Any] = {"model": recipe.model.model_copy(update=changes)}
-        decoder = recipe.memory.decoder
-        if decoder and not Path(decoder).exists():  # all published ones are alike, but for what they read
-            vae = read_config(update["model"].teacher, "vae", "config.json")
-            write_json(Path(scratch, "config.json"), {"latent_channels": vae["latent_channels"]})
-            update["memory"] = recipe.memory.model_copy(update={"decoder": scratch})
-        yield recipe.model_copy(update=update)
-
-
-def _is_like_teacher(recipe: Recipe) -> bool:
-    """Of a student that is a file on the hub, or neither there nor here: it gets its teacher's shapes."""
-    name = recipe.model.student
-    if Path(resolve(name, "student")).exists() or find_published(name):
-        return False
-    if student_at(name):
-        return True
-    try:
-        read_config(name, None, family_class(recipe.model.family).index_file)
-    except MissingWeightsError:
-        return True
-    return False
 
 
 def _may_share(recipe: Recipe) -> bool:

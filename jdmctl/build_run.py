@@ -28,6 +28,7 @@ from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import to_yaml
 from jdmctl.tinyworld.world import cache_folder
+from jdmctl.training.adamw import AdamW, eight_bit
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
 from jdmctl.training.energies import RewardEnergy
@@ -35,7 +36,7 @@ from jdmctl.training.observer import Measure, Validation
 from jdmctl.training.plan import OnePhase, Rate, Settings, Stage
 from jdmctl.training.prompts import PromptCache
 from jdmctl.training.run import Run
-from jdmctl.training.state import AdamW, Stateful
+from jdmctl.training.state import Stateful
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.regression import RegressionStep
@@ -58,6 +59,8 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
             f"in {pieces} pieces each",
             hint=f"make it a multiple of {processes * pieces}",
         )
+    if recipe.memory.optimizer == "adamw_8bit":
+        eight_bit()  # what is not installed is told before anything is loaded
     controls = build_controls(recipe, device)
     family = build_roles(recipe, device)
     train_samples, val_samples, buckets = build_samples(recipe, family, controls, device)
@@ -112,7 +115,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         recipe=to_yaml(recipe),
         stages=stages,
         batches=batches,
-        settings=_settings(recipe),
+        settings=training_settings(recipe),
         validation=validation,
         extra=extra,
         products=_products(recipe, family),
@@ -199,11 +202,12 @@ def _rate(recipe: Recipe) -> Rate:
     return Rate(training.num_steps, training.lr_warmup_steps, training.lr_schedule == "linear")
 
 
-def _settings(recipe: Recipe) -> Settings:
+def training_settings(recipe: Recipe) -> Settings:
     training = recipe.training
 
     def adamw(learning_rate: float) -> AdamW:
-        return AdamW(learning_rate, training.betas, training.weight_decay)
+        bits = 8 if recipe.memory.optimizer == "adamw_8bit" else 32
+        return AdamW(learning_rate, training.betas, training.weight_decay, bits)
 
     return Settings(
         optimizers={

@@ -135,6 +135,11 @@ class Recipe(Section):
             raise ValueError("method: redistill takes its branches from teacher_branch: leave out init: dsm")
         if self.memory.share_backbone and self.student_folder:
             raise ValueError("memory.share_backbone is for a frozen student: leave out student.trainable")
+        if self.memory.offload and not self.memory.gradient_checkpointing:
+            raise ValueError(
+                "memory.offload needs memory.gradient_checkpointing: true: without it all that layers fetch on the way "
+                "forward stays on the device until the way back"
+            )
         if self.student.l2_to_start and self.student.trainable == "frozen":
             raise ValueError("student.l2_to_start holds a student that is trained: set student.trainable")
         if self.objective.guidance == "decoupled" and self.objective.divergence in SCORE_DIVERGENCES:

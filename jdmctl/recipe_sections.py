@@ -214,7 +214,11 @@ class Memory(Section):
         False, description="encode prompts once, keep them on disk, text encoders on the CPU"
     )
     share_backbone: bool = Field(False, description="a student that is a LoRA stays one, on the teacher's own weights")
+    offload: bool = Field(
+        False, description="frozen backbones' weights in the computer's own memory; layers fetch them"
+    )
     frozen_precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="backbones that are not trained")
+    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw", description="its moments in float32, or by bitsandbytes")
     decoder: str = Field("", description="AutoencoderTiny by which energies see pictures: a folder or hub name")
 
 

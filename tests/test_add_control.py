@@ -241,10 +241,11 @@ def test_dry_run_shows_and_writes_nothing(in_tiny_world, photos, add_control):
 
 def test_a_recipe_with_changes(in_tiny_world, add_control):
     out, _ = add_control("tiny/lowres", "--max_train_steps", "7", "--mixed_precision", "no", "--seed", "0",
-                         "--dry-run", "--json")  # fmt: skip
+                         "--use_8bit_adam", "--dry-run", "--json")  # fmt: skip
     recipe = json.loads(out)["recipe"]
     assert recipe["training"]["num_steps"] == 7
     assert recipe["training"]["precision"] == "fp32"
+    assert recipe["memory"]["optimizer"] == "adamw_8bit"
 
 
 def refused(monkeypatch, *words) -> JdmError:

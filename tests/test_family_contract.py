@@ -1,5 +1,6 @@
 """What every family promises, on tiny random pipelines in exact diffusers format (tests/tiny_pipelines.py)."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from jdmctl.build_run import build_run
 from jdmctl.cli.training import plan
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.names import family_class
+from jdmctl.families.offload import offload, offloaded_weights
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import parse_recipe
 from jdmctl.training.draws import SampleDraws
@@ -155,6 +157,9 @@ def test_a_saved_lora_comes_back_here_and_as_a_student_of_its_own(tiny, family, 
     assert (drawn(beside) - ours).abs().max() < 1e-4
     own_weights = {p.data_ptr() for p in beside.teacher.parameters()}
     assert own_weights <= {p.data_ptr() for p in beside.student.parameters()}
+    for denoiser in (beside.teacher, beside.student):
+        offload(denoiser.backbone)
+    assert (drawn(beside) - ours).abs().max() < 1e-4
     merged = kind.load(folder / "teacher", tmp_path / "lora")
     for one in (beside, merged):
         torch.manual_seed(0)
@@ -182,7 +187,9 @@ def recipe(tiny, folder: Path, *changes: str) -> Recipe:
 
 
 LOW_MEMORY = ("memory.frozen_precision=bf16", "memory.gradient_checkpointing=true")
-ALL_SWITCHES = (*LOW_MEMORY, "memory.cache_embeddings=true", "memory.average_on_cpu=true")
+ALL_SWITCHES = (*LOW_MEMORY, "memory.cache_embeddings=true", "memory.average_on_cpu=true", "memory.offload=true")
+if find_spec("bitsandbytes"):
+    ALL_SWITCHES += ("memory.optimizer=adamw_8bit",)
 
 
 def step_and_batch(tiny, family, folder, *changes):
@@ -229,15 +236,18 @@ def gradients(step, batch) -> list[torch.Tensor]:
 
 
 def test_activations_that_are_computed_again_give_the_same_gradients(tiny, folder):
+    """And weights that are fetched from where they stay, the same to the bit."""
     found = []
-    for changes in ((), LOW_MEMORY[1:]):
+    for changes in ((), LOW_MEMORY[1:], (*LOW_MEMORY[1:], "memory.offload=true")):
         family = build_roles(recipe(tiny, folder, *changes), "cpu")
         step, batch = step_and_batch(tiny, family, folder, *changes)
         speak(family.student.branches["softedge"])
         found.append(gradients(step, batch))
     assert len(found[0]) == len(found[1]) > 10
-    for kept, again in zip(*found, strict=True):
+    assert offloaded_weights(family.teacher)
+    for kept, again, fetched in zip(*found, strict=True):
         assert (kept - again).norm() <= 1e-6 * max(1.0, kept.norm())
+        assert torch.equal(again, fetched)
 
 
 def test_autocast_rounds_frozen_weights_anyway(tiny, folder):

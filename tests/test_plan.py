@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,12 +16,15 @@ from jdmctl.errors import JdmError
 from jdmctl.families.standins.write import STAND_INS
 from jdmctl.objectives.guidance import Guided
 from jdmctl.recipe_files import load_recipe, parse_recipe
-from jdmctl.training.memory import PeakBytes, Working, held_bytes
+from jdmctl.training.memory import PeakBytes, Working, held_bytes, weights_of
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.state import TrainingState
 
 SMALL = ["training.batch_size=4", "data.num_samples=8", "data.num_validation_samples=4"]
 LORA = "fake_score.trainable=lora"
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the extra 8bit")
+OFFLOAD = "memory.offload=true"
+EIGHT_BIT = "memory.optimizer=adamw_8bit"
 LOW_MEMORY = [
     "memory.gradient_checkpointing=true",
     "memory.average_on_cpu=true",
@@ -48,6 +52,8 @@ def allocated(update) -> int:
         ("tiny/canny", ["training.precision=fp32"]),
         ("tiny/lowres", ["training.precision=bf16", "training.gradient_accumulation_steps=2", LORA]),
         ("tiny/canny", ["training.precision=bf16", LORA, *LOW_MEMORY]),
+        ("tiny/canny", ["training.precision=bf16", LORA, *LOW_MEMORY, OFFLOAD]),
+        pytest.param("tiny/canny", ["training.precision=fp32", EIGHT_BIT], marks=needs_bitsandbytes),
     ],
 )
 def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
@@ -77,14 +83,14 @@ def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
         state.optimizers[phase.name].step()
         state.optimizers[phase.name].zero_grad(set_to_none=True)
     moments = [t for one in state.optimizers.values() for s in one.state.values() for t in s.values()]
-    assert planned.optimizer == sum(t.nbytes for t in moments)
+    assert planned.optimizer == held_bytes({"all": [t for t in moments if torch.is_tensor(t)]})["all"]
     state.enter(0, run.stages[-1].averaged)
     assert planned.average == (not recipe.memory.average_on_cpu) * sum(t.nbytes for t in state.average.values)
     assert ("text encoders" in planned.weights) != recipe.memory.cache_embeddings
     step = run.stages[-1].step
     teacher = step.teacher.denoiser if isinstance(step.teacher, Guided) else step.teacher
     real = {"teacher": teacher, "student": step.student, "fake": step.fake_score, "vae": step.codec.vae}
-    held = sum(held_bytes({k: [*m.parameters(), *m.buffers()] for k, m in real.items()}).values())
+    held = sum(held_bytes({name: weights_of(module) for name, module in real.items()}).values())
     names = ("teacher", "student", "control branches", "fake score", "VAE")
     assert sum(planned.weights.get(name, 0) for name in names) == held
 
@@ -152,16 +158,17 @@ def test_switches_come_one_by_one_until_it_fits(in_tiny_world, monkeypatch):
         memory = recipe.memory
         used = (recipe.training.gradient_accumulation_steps > 1, recipe.training.precision == "bf16",
                 recipe.fake_score.trainable == "lora", memory.gradient_checkpointing, memory.average_on_cpu,
-                memory.cache_embeddings, memory.frozen_precision == "bf16", memory.decoder != "")  # fmt: skip
+                memory.cache_embeddings, memory.offload, memory.frozen_precision == "bf16", memory.decoder != "",
+                memory.optimizer != "adamw")  # fmt: skip
         return MemoryPlan({}, 0, 0, {"a": Working(0, (20 - sum(used)) * 2**30, 0)})
 
     monkeypatch.setattr(build_plan, "plan_memory", by_pieces)
     found = list(suggestions(load(["fake_score.trainable=full"]), load, gibibytes=0))
     assert [one[-1] for one, _ in found] == [
-        *LOW_MEMORY[:3], "training.gradient_accumulation_steps=4", "training.precision=bf16", LOW_MEMORY[3],
-        "memory.decoder=madebyollin/taesd", LORA,
+        *LOW_MEMORY[:3], "training.gradient_accumulation_steps=4", OFFLOAD, "training.precision=bf16", LOW_MEMORY[3],
+        "memory.decoder=madebyollin/taesd", LORA, EIGHT_BIT,
     ]  # fmt: skip
-    assert [one.peak >> 30 for _, one in found] == list(range(19, 11, -1))
+    assert [one.peak >> 30 for _, one in found] == list(range(19, 9, -1))
     assert len(list(suggestions(load([]), load, gibibytes=19))) == 2
 
 

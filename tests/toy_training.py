@@ -6,11 +6,11 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from jdmctl.training.adamw import AdamW
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.draws import SampleDraws
 from jdmctl.training.loop import fit
 from jdmctl.training.plan import OnePhase, Settings, Stage
-from jdmctl.training.state import AdamW
 from jdmctl.types import Batch, Losses, Phase
 
 TEACHER = torch.tensor([1.0, -2.0, 0.5, 3.0])

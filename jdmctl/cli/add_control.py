@@ -10,6 +10,7 @@ from jdmctl.cli.options import (
     BatchSizeOption,
     DeviceOption,
     DryRunOption,
+    EightBitOption,
     JsonOption,
     LearningRateOption,
     NumStepsOption,
@@ -52,6 +53,7 @@ def add_control(
         int | None, typer.Option("--lr-warmup-steps", "--lr_warmup_steps", help="Updates until the full rate.")
     ] = None,
     precision: PrecisionOption = "",
+    eight_bit: EightBitOption = False,
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
     output: RunOption = None,
@@ -73,7 +75,7 @@ def add_control(
         **data_changes(data),
         "method": method,
         "objective.divergence": divergence,
-        **training_changes(num_steps, batch_size, learning_rate, precision, seed),
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit),
         "training.lr_schedule": lr_schedule,
         "training.lr_warmup_steps": lr_warmup_steps,
     }

@@ -10,6 +10,7 @@ from jdmctl.cli.options import (
     BatchSizeOption,
     DeviceOption,
     DryRunOption,
+    EightBitOption,
     JsonOption,
     LearningRateOption,
     NumStepsOption,
@@ -48,6 +49,7 @@ def align(
     batch_size: BatchSizeOption = None,
     learning_rate: LearningRateOption = None,
     precision: PrecisionOption = "",
+    eight_bit: EightBitOption = False,
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
     output: RunOption = None,
@@ -72,7 +74,7 @@ def align(
         "objective.guidance": guidance,
         "objective.guidance_scale": guidance_scale,
         "objective.divergence": divergence,
-        **training_changes(num_steps, batch_size, learning_rate, precision, seed),
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit),
     }
     given = {key: value for key, value in changes.items() if value not in ("", None, [])}
     with Output(mode(as_json, quiet)) as out:

@@ -10,6 +10,7 @@ from jdmctl.cli.options import (
     BatchSizeOption,
     DeviceOption,
     DryRunOption,
+    EightBitOption,
     JsonOption,
     LearningRateOption,
     NumStepsOption,
@@ -39,6 +40,7 @@ def distill(
     batch_size: BatchSizeOption = None,
     learning_rate: LearningRateOption = None,
     precision: PrecisionOption = "",
+    eight_bit: EightBitOption = False,
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
     output: RunOption = None,
@@ -59,7 +61,7 @@ def distill(
         "objective.divergence": divergence,
         "objective.gan_weight": gan_weight,
         "objective.guidance_scale": guidance_scale,
-        **training_changes(num_steps, batch_size, learning_rate, precision, seed),
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit),
     }
     given = {key: value for key, value in changes.items() if value not in ("", None)}
     with Output(mode(as_json, quiet)) as out:

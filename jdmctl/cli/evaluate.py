@@ -106,13 +106,14 @@ def publish(rows: list[Row], results: Path | None, out: Output) -> None:
 
 
 def keep(rows: list[Row], results: Path | None) -> None:
-    """Put rows into a results file, and their table wherever README.md or docs/results.md asks for it."""
+    """Put rows into a results file, and their table wherever README.md, docs/results.md or docs/NAME.md asks for it."""
     from jdmctl.evaluation.results import fill, merge, read, write
     from jdmctl.training.atomic import write_text
 
     if results:
         everything = merge(read(results), rows)
         write(results, everything)
-        for document in (results.parent.with_suffix(".md"), Path("README.md")):
+        docs = results.parent.with_suffix(".md")
+        for document in (docs, docs.with_name(f"{results.stem}.md"), Path("README.md")):
             if document.exists() and f"<!-- results: {results.stem}" in (text := document.read_text(encoding="utf-8")):
                 write_text(document, fill(text, results.stem, everything))

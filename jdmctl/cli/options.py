@@ -29,6 +29,9 @@ BatchSizeOption = Annotated[
 ]
 LearningRateOption = Annotated[float | None, typer.Option("--learning-rate", "--learning_rate", help="Of the student.")]
 PrecisionOption = Annotated[str, typer.Option("--precision", "--mixed_precision", help="fp32 (no) or bf16.")]
+EightBitOption = Annotated[
+    bool, typer.Option("--use-8bit-adam", "--use_8bit_adam", help="AdamW's moments in 8 bits, by bitsandbytes.")
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
 RunOption = Annotated[
     Path | None, typer.Option("--output", "-o", "--output_dir", help="Run folder; default runs/NAME.")

@@ -77,7 +77,12 @@ def data_changes(data: str) -> dict[str, str]:
 
 
 def training_changes(
-    num_steps: int | None, batch_size: int | None, learning_rate: float | None, precision: str, seed: int | None
+    num_steps: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    precision: str,
+    seed: int | None,
+    eight_bit: bool,
 ) -> dict[str, Any]:
     """What the options of every training command change in a recipe; `no` is diffusers' word for fp32."""
     return {
@@ -85,6 +90,7 @@ def training_changes(
         "training.batch_size": batch_size,
         "training.learning_rate": learning_rate,
         "training.precision": "fp32" if precision == "no" else precision,
+        "memory.optimizer": "adamw_8bit" if eight_bit else "",
         "seed": seed,
     }
 

@@ -24,6 +24,7 @@ from jdmctl.families.codec import QuickCodec
 from jdmctl.families.folders import load_component
 from jdmctl.families.hooks import FamilyHooks
 from jdmctl.families.low_precision import hold, train_in_float32
+from jdmctl.families.offload import bring_back
 from jdmctl.families.prompts import repeat
 from jdmctl.families.sharing import twin
 from jdmctl.families.student_forms import load_student
@@ -151,12 +152,16 @@ class Family(FamilyHooks):
         """
         backbone = twin(self.teacher.backbone) if trainable == "lora" else copy.deepcopy(self.teacher.backbone)
         backbone.train().requires_grad_(trainable == "full")
+        device = next(backbone.parameters()).device
         fake = self.denoiser_class(backbone, self.schedule, self.teacher.prediction)
         self.equip(fake)
         for name, init in (controls or {}).items():
             self.add_control_branch(name, init, denoiser=fake)
         if trainable == "lora":
             self.add_lora(backbone, rank)
+            backbone.to(device)  # peft puts LoRA where the weight lies, which may be offloaded
+        else:
+            bring_back(backbone, device)
         train_in_float32(backbone)
         return fake
 
@@ -188,7 +193,9 @@ class Family(FamilyHooks):
         return [part for part in self._part_modules() if part is not self.parts.get("vae")]
 
     def add_student_lora(self, rank: int) -> None:
+        device = next(self.student.parameters()).device
         self.add_lora(self.student.backbone, rank)
+        self.student.backbone.to(device)
         train_in_float32(self.student.backbone)
 
     def save_student(self, folder: str | Path) -> None:
@@ -237,6 +244,7 @@ class Family(FamilyHooks):
         if not any(isinstance(module, BaseTunerLayer) for module in denoiser.backbone.modules()):
             return denoiser
         backbone = copy.deepcopy(denoiser.backbone)
+        bring_back(backbone, next(denoiser.parameters()).device)
         hold([backbone], torch.float32)
         self.merge_lora(backbone)
         return self.denoiser_class(backbone, denoiser.schedule, denoiser.prediction)

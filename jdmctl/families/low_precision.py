@@ -37,7 +37,7 @@ class _HeldConv2d(nn.Conv2d):
         return self._conv_forward(x.float(), self.weight.float(), self.bias)
 
 
-_HELD: dict[type, type] = {nn.Linear: _HeldLinear, nn.Conv1d: _HeldConv1d, nn.Conv2d: _HeldConv2d}
+HELD: dict[type, type] = {nn.Linear: _HeldLinear, nn.Conv1d: _HeldConv1d, nn.Conv2d: _HeldConv2d}
 
 
 def hold(modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
@@ -55,13 +55,13 @@ def train_in_float32(module: nn.Module) -> None:
 def compute_in_float32(modules: Iterable[nn.Module]) -> None:
     """Let layers whose weights are held in less compute in float32 outside autocast."""
     for layer in _layers(modules, lambda weight: weight.dtype != torch.float32):
-        layer.__class__ = _HELD.get(type(layer), type(layer))
+        layer.__class__ = HELD.get(type(layer), type(layer))
 
 
 def _layers(modules: Iterable[nn.Module], chosen: Callable[[Tensor], bool]) -> Iterator[nn.Module]:
     for module in modules:
         for layer in module.modules():
-            if type(layer) in (*_HELD, *_HELD.values()) and chosen(layer.weight):  # type: ignore[arg-type]
+            if type(layer) in (*HELD, *HELD.values()) and chosen(layer.weight):  # type: ignore[arg-type]
                 yield layer
 
 

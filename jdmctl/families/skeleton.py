@@ -20,22 +20,25 @@ _WITHOUT_WEIGHTS: ContextVar[bool] = ContextVar("without_weights", default=False
 
 
 @contextmanager
-def without_weights() -> Iterator[None]:
-    """Inside, `load_component` makes components of their configurations and reads no weights.
-
-    Their tensors are fake: they have shapes and no memory. What is computed of them inside is fake too.
-    """
+def random_weights() -> Iterator[None]:
+    """Inside, `load_component` makes components of their configurations and reads no weights: they are random."""
     token = _WITHOUT_WEIGHTS.set(True)
+    try:
+        yield
+    finally:
+        _WITHOUT_WEIGHTS.reset(token)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Likewise, but their tensors are fake: they have shapes and no memory. What is computed of them is fake too."""
     # All are made in float32 on the CPU and stay so: torch refuses to convert a fake parameter in place.
     unconverted = patch.object(nn.Module, "_apply", lambda self, *_, **__: self)
     # A tokenizer's mask keeps its numbers, and so do the lengths that a pipeline counts of it.
     known = patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", _KNOWN)
     fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
-    try:
-        with fake, unconverted, known, _Unknown():
-            yield
-    finally:
-        _WITHOUT_WEIGHTS.reset(token)
+    with random_weights(), fake, unconverted, known, _Unknown():
+        yield
 
 
 def is_without_weights() -> bool:

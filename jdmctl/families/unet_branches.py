@@ -14,7 +14,8 @@ from torch import nn
 
 from jdmctl.errors import BadInputError, ConditionMismatchError
 from jdmctl.families.folders import load_component, read_config
-from jdmctl.families.low_precision import compute_in_float32, hold
+from jdmctl.families.low_precision import hold
+from jdmctl.families.offload import bring_back
 
 
 class ControlNetLora(ControlNetModel):
@@ -28,8 +29,9 @@ class ControlNetLora(ControlNetModel):
         owned = dict(unet.named_parameters())
         for name in [name for name, _ in self.named_parameters() if not name.startswith("controlnet_")]:
             part, _, own = name.rpartition(".")
-            setattr(self.get_submodule(part), own, nn.Parameter(owned[name].detach()))
-        compute_in_float32([self])
+            layer = self.get_submodule(part)
+            layer.__class__ = type(unet.get_submodule(part))  # held and offloaded like it
+            setattr(layer, own, nn.Parameter(owned[name].detach()))
         self.add_adapter(
             LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets), exclude_modules=r"controlnet_.*")
         )
@@ -42,6 +44,7 @@ class ControlNetLora(ControlNetModel):
     def merged(self) -> ControlNetModel:
         """An ordinary ControlNet that says the same."""
         whole: Any = copy.deepcopy(self)
+        bring_back(whole, next(self.parameters()).device)
         hold([whole], torch.float32)
         whole.fuse_lora()
         whole.unload_lora()

@@ -6,6 +6,7 @@ data, so that a 12-billion-parameter model is planned on a laptop; a test plays 
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +17,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from jdmctl.families.offload import offloaded_weights
 from jdmctl.types import Batch, Phase
 
 MOMENTS = 2  # of AdamW for each parameter, float32 like it
 STEP_BYTES = 4  # AdamW counts its steps for each parameter
+BLOCK = 256  # numbers of an 8-bit moment that share a float32 scale
+TABLE_BYTES = 1024  # what the codes of an 8-bit moment mean, once for each optimiser
+LEAST_IN_8_BITS = 4096  # smaller weights have moments in float32
 
 
 def held_bytes(parts: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
@@ -37,17 +42,25 @@ def held_bytes(parts: Mapping[str, Iterable[Tensor]]) -> dict[str, int]:
 
 
 def weights_of(*modules: nn.Module | None) -> list[Tensor]:
-    """All parameters and buffers."""
+    """All parameters and buffers but those that stay off the device."""
     found: list[Tensor] = []
     for module in modules:
         if module is not None:
-            found += [*module.parameters(), *module.buffers()]
+            away = {id(weight) for weight in offloaded_weights(module)}
+            found += [t for t in (*module.parameters(), *module.buffers()) if id(t) not in away]
     return found
 
 
-def optimizer_bytes(phases: Mapping[str, Sequence[nn.Parameter]]) -> int:
+def optimizer_bytes(phases: Mapping[str, Sequence[nn.Parameter]], bits: int = 32) -> int:
     """Of AdamW's state, once each phase has been updated; every phase has an optimiser of its own."""
-    return sum(MOMENTS * _size(parameters) + STEP_BYTES * len(parameters) for parameters in phases.values())
+    if bits == 32:
+        return sum(MOMENTS * _size(parameters) + STEP_BYTES * len(parameters) for parameters in phases.values())
+    total = 0
+    for parameters in phases.values():
+        large = [p.numel() for p in parameters if p.numel() >= LEAST_IN_8_BITS]
+        total += MOMENTS * sum(size + 4 * math.ceil(size / BLOCK) for size in large)
+        total += MOMENTS * (4 * (sum(p.numel() for p in parameters) - sum(large)) + TABLE_BYTES * bool(large))
+    return total
 
 
 def average_bytes(averaged: Sequence[nn.Parameter]) -> int:
@@ -79,12 +92,13 @@ def play(
     *,
     pieces: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    foreach: bool = False,
+    scratch: Callable[[Sequence[int]], int] = max,
 ) -> Working:
     """One update of a phase as the loop does it, on real or fake tensors, up to its gradients.
 
-    The optimiser's own update is counted, not played. `foreach` is what AdamW does on a GPU: all parameters at once,
-    with a root of the second moment of each; on a CPU it goes one by one. The batch is held while it goes on.
+    The optimiser's own update is counted, not played: `scratch` says of the sizes of all gradients what it takes beside
+    them. On a GPU AdamW goes over all at once with a root of each second moment (sum), on a CPU one by one (max). The
+    batch is held while it goes on.
     """
     given = held_bytes({"batch": (t for t in tree_iter(vars(batch)) if isinstance(t, Tensor))})["batch"]
     with PeakBytes() as seen:
@@ -94,10 +108,10 @@ def play(
             (losses.total / pieces).backward()
             del losses
     trained = [p for p in phase.parameters if p.grad is not None]
-    sizes = [_size([p]) for p in trained]
+    sizes = [_size([p]) for p in trained] or [0]
     for parameter in trained:
         parameter.grad = None
-    return Working(sum(sizes), given + seen.peak, sum(sizes) + (sum(sizes) if foreach else max(sizes, default=0)))
+    return Working(sum(sizes), given + seen.peak, sum(sizes) + scratch(sizes))
 
 
 class PeakBytes(TorchDispatchMode):

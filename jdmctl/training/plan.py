@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from jdmctl.training.adamw import AdamW
 from jdmctl.training.calibration import is_level
-from jdmctl.training.state import AdamW
 from jdmctl.types import Batch, Phase, Step
 
 LEVEL_CHECK_STEPS = 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from jdmctl.errors import MissingWeightsError
+from jdmctl.training.adamw import AdamW, moments, put_moment
 from jdmctl.training.checkpoint import Checkpoints, TensorGroups
 from jdmctl.training.ema import MovingAverage
 from jdmctl.types import Phase
@@ -20,15 +20,6 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...  # JSON
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class AdamW:
-    """betas = (0, 0.95): what Diff-Instruct and its successors train one-step students with."""
-
-    learning_rate: float
-    betas: tuple[float, float] = (0.0, 0.95)
-    weight_decay: float = 0.01
 
 
 class TrainingState:
@@ -46,7 +37,7 @@ class TrainingState:
         average_on: torch.device | str | None = None,
     ):
         self.parameters = {phase.name: phase.parameters for phase in phases}
-        self.optimizers = {name: _adamw(p, optimizers[name]) for name, p in self.parameters.items()}
+        self.optimizers = {name: optimizers[name].optimizer(p) for name, p in self.parameters.items()}
         self.ema_decay, self.average_on = ema_decay, average_on  # None: where the parameters are
         self.average = self._average_of(())
         self.stage = -1  # which stage (-1: none yet), and how many of its steps are done
@@ -90,10 +81,7 @@ class TrainingState:
         _copy(tensors["average"], self._average(), path)
         for key, value in tensors["optimizer"].items():
             name, index, moment = key.rsplit(".", 2)
-            parameter = self.parameters[name][int(index)]
-            if moment != "step":  # which AdamW keeps on the CPU
-                value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-            self.optimizers[name].state[parameter][moment] = value
+            put_moment(self.optimizers[name], int(index), moment, value)
 
     def load_average(self, checkpoints: Checkpoints, path: Path) -> None:
         """Take only the average from a checkpoint of the present stage."""
@@ -119,20 +107,11 @@ class TrainingState:
             f"{name}.{i:04d}.{key}": value
             for name, parameters in self.parameters.items()
             for i, parameter in enumerate(parameters)
-            for key, value in self.optimizers[name].state.get(parameter, {}).items()
+            for key, value in moments(self.optimizers[name], parameter).items()
         }
 
 
 _COUNTERS = ("stage", "step", "order", "updates", "losses", "best", "halted")
-
-
-def _adamw(parameters: Sequence[nn.Parameter], settings: AdamW) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-    )
 
 
 @torch.no_grad()

@@ -16,11 +16,11 @@ from jdmctl.objectives.matching import Matching
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.workshop import Workshop
+from jdmctl.training.adamw import AdamW
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.draws import SampleDraws
 from jdmctl.training.loop import fit
 from jdmctl.training.plan import Settings, Stage
-from jdmctl.training.state import AdamW
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.types import Batch, Controls, EnergyWeights
 
