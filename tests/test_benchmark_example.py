@@ -14,7 +14,7 @@ def test_rows_of_both_layouts(in_tiny_world, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
     import measure
 
-    words = ["measure.py", "tiny/canny", "--steps", "5", "--results", "benchmarks.json"]
+    words = ["measure.py", "tiny/canny", "--steps", "5", "--results", "docs/results/benchmarks.json"]
     for change in (
         "training.batch_size=2",
         "fake_score.trainable=lora",
@@ -24,7 +24,10 @@ def test_rows_of_both_layouts(in_tiny_world, monkeypatch):
         words += ["--set", change]
     monkeypatch.setattr(sys, "argv", words)
     measure.main()
-    rows = {(row.method.endswith("three copies"), row.metric): row.value for row in read(Path("benchmarks.json"))}
+    rows = {
+        (row.method.endswith("three copies"), row.metric): row.value
+        for row in read(Path("docs/results/benchmarks.json"))
+    }
     assert rows[False, "images/s"] > 0 and rows[True, "images/s"] > 0
     held, planned = rows[False, "weights and optimizer GiB"], rows[False, "planned weights and optimizer GiB"]
     assert held == pytest.approx(planned, rel=0.1)
