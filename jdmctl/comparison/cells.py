@@ -112,6 +112,8 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
         own = [f"method={entry.method}", f"name={entry.label.replace('@', '-')}"]
         if entry.method in ("dsm", "nct", "redistill"):  # a branch's warm-up belongs to JDM's recipe
             own += _plain_start(common)
+        if entry.method in ("dsm", "nct"):  # they train a branch alone
+            own.append("student.trainable=frozen")
         if entry.method in AWARE_TEACHERS:
             wanted = {f"controls.{name}.teacher_branch": name for name in common.branch_folders}
             missing = {key: name for key, name in wanted.items() if key not in given}
