@@ -77,6 +77,11 @@ def test_variants_of_a_method_are_cells_of_their_own(recipe, tmp_path):
     assert [recipe.objective.weight for recipe in cells.values()] == ["normalized", "kl", "kl"]
 
 
+def test_methods_that_train_a_branch_alone_leave_the_student_of_such_a_recipe_frozen(recipe, tmp_path):
+    cells = plan(recipe, ["student.trainable=full"], entries("jdm", "dsm", "nct"), tmp_path)
+    assert [cell.recipe.student.trainable for cell in cells] == ["full", "frozen", "frozen"]
+
+
 def test_an_ordinary_controlnet_that_is_given_needs_no_training(recipe, tmp_path):
     (tmp_path / "mine").mkdir()
     asked = entries("dsm", "redistill", dsm=[f"controls.canny.teacher_branch={tmp_path / 'mine'}"])

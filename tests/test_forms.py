@@ -60,6 +60,7 @@ def test_a_form_is_an_ordinary_pipeline_and_learns_a_control(name, few_scenes):
     kind.load(resolve(recipe.model.teacher, ""), resolve(recipe.model.student, "")).add_control_branch(
         "canny", run / "controlnet"
     )
+    assert world.world_name(recipe.model.teacher) == f"{world.world_name()} {name}"  # what rows of results call it
 
 
 def test_a_form_that_is_not_built_says_how_to_build_it(few_scenes):

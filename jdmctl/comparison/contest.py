@@ -27,7 +27,7 @@ from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld.make import REPORT_FILE
 from jdmctl.tinyworld.stages.autoencoder import psnr
-from jdmctl.tinyworld.world import is_of_world, world_folder
+from jdmctl.tinyworld.world import is_of_world, world_folder, world_name
 from jdmctl.training.atomic import writing
 
 TEACHER_STEPS = 25
@@ -109,6 +109,8 @@ def score_runs(
     base = build_base(entrant.recipe)
     scenes = asked.open(base.resolution_px).scenes(controls).with_base(base)
     scenes = replace(scenes, rewards=build_judging_rewards(entrant.recipe))
+    if asked.data is None:
+        scenes = replace(scenes, world=world_name(entrant.recipe.model.teacher))
     drawings = []
     for family, seed in zip(entrant.families(), entrant.seeds, strict=True):
         say(f"drawing {scenes.num} pictures of {entrant.method}, seed {seed}")

@@ -64,9 +64,11 @@ def is_of_world(path: str) -> bool:
     return path.partition("/")[0] == "tiny"
 
 
-def world_name() -> str:
+def world_name(model: str = "tiny") -> str:
+    """What results call the world in use; of a recipe's model that is another form of it, with the form's name."""
     folder = world_folder()
-    return "tiny" if folder == SHIPPED else folder.name
+    _, _, form = model.partition("tiny/forms/")
+    return " ".join(["tiny" if folder == SHIPPED else folder.name, *form.split("/")[:1]]).strip()
 
 
 @functools.cache
