@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,9 @@ from jdmctl.build import (
 from jdmctl.build_data import build_samples
 from jdmctl.build_quality import build_approval, build_quality, validation_batches
 from jdmctl.controls.base import Control
+from jdmctl.data.cache import ConditionCache
 from jdmctl.errors import RecipeError
+from jdmctl.families.codec import CachedCodec
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import to_yaml
 from jdmctl.tinyworld.world import cache_folder
@@ -65,6 +68,8 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     family = build_roles(recipe, device)
     train_samples, val_samples, buckets = build_samples(recipe, family, controls, device)
     prepare_student(recipe, family)
+    if recipe.memory.cache_latents:
+        _cache_latents(family)
     if recipe.memory.cache_embeddings:
         _cache_prompts(family, [train_samples, val_samples], device)
     batches = Batches(
@@ -128,6 +133,23 @@ def _cache_prompts(family: Any, samples: Sequence[Samples], device: torch.device
     prompts = PromptCache(cache_folder() / "prompts", family.encode_prompt, device)
     prompts.fill(["", *(some.text(index) for some in samples for index in range(len(some)))])
     family.use_prompts(prompts, empty)
+
+
+@torch.no_grad()
+def _cache_latents(family: Any) -> None:
+    """Encode each picture once: alone and in float32, so that no bit depends on its batch or on who asked first.
+
+    What the encoder makes of a ramp of grey stands for it in the key.
+    """
+    codec, device = family.codec, next(family.parts["vae"].parameters()).device
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            return torch.cat([codec.encode(image.to(device)) for image in images.float().split(1)])
+
+    ramp = torch.linspace(0, 1, family.resolution_px).expand(1, 3, family.resolution_px, -1)
+    probe = hashlib.sha256(encode(ramp).cpu().numpy().tobytes()).hexdigest()
+    family.codec = CachedCodec(codec, ConditionCache(cache_folder() / "latents", encode, "latents", {"vae": probe}, ""))
 
 
 def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accelerator) -> Balance:

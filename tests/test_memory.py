@@ -7,11 +7,14 @@ from diffusers import AutoencoderTiny
 from torch import nn
 
 from jdmctl.build import build_controls, build_jdm_step, build_roles, prepare_student
+from jdmctl.build_run import build_run
 from jdmctl.errors import JdmError
+from jdmctl.families.codec import LatentCodec
 from jdmctl.families.low_precision import hold
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe_files import load_recipe
 from jdmctl.training.prompts import PromptCache
+from jdmctl.training.run import make_accelerator
 
 PROMPTS = ["a red cone", "a blue cube on a tan floor"]
 
@@ -117,6 +120,27 @@ def test_prompts_from_a_cache_leave_the_encoders_unasked(family, tmp_path):
     assert torch.equal(family.encode_prompt(PROMPTS), prompt)
     assert torch.equal(family.empty_prompt(2)[1], empty[0])
     assert family.multistep(torch.randn(2, *family.latent_shape), prompt, 2, 2.0).isfinite().all()
+
+
+def test_latents_are_encoded_once(in_tiny_world, monkeypatch):
+    """A second run encodes nothing and sees the same bits; those of a batch are the encoder's own up to rounding."""
+    few = ["data.num_samples=4", "data.num_validation_samples=4", "training.batch_size=4", "memory.cache_latents=true"]
+    recipe, accelerator = load_recipe("tiny/softedge", [*few, "method=dsm"]), make_accelerator("cpu", "bf16")
+
+    def latents():
+        run = build_run(recipe, accelerator)
+        codec, batch = run.stages[-1].step.codec, run.batches.batch("dsm", 0)
+        with accelerator.autocast():
+            return codec, batch.images, codec.encode(batch.images)
+
+    codec, images, first = latents()
+    with torch.no_grad():
+        assert (LatentCodec(codec.vae).encode(images) - first).abs().max() < 1e-4
+    asked = []
+    encode = LatentCodec.encode
+    monkeypatch.setattr(LatentCodec, "encode", lambda self, image: asked.append(len(image)) or encode(self, image))
+    assert torch.equal(latents()[2], first)
+    assert asked == [1]  # the ramp that tells which encoder it is
 
 
 @pytest.mark.parametrize("changes", [["student.trainable=lora"], ["student.trainable=full"]])

@@ -1,4 +1,4 @@
-"""Conditions on disk, found again by what they were made from."""
+"""Conditions and latents on disk, found again by what they were made from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jdmctl.weights import fingerprint
 
 
 class ConditionCache:
-    """Extracts each picture's condition once.
+    """Extracts each picture's condition once, or whatever else of one shape is made from it.
 
     A condition's key is the sha256 of the picture's pixels, the control's name and options and the
     version of the code; an option that names a file or folder counts by its contents. One .npz a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,6 +40,16 @@ class QuickCodec:
         self.encode = codec.encode
         self.vae = tiny
         self.decode = LatentCodec(tiny).decode
+
+
+class CachedCodec:
+    """Another codec, whose latents come from elsewhere: `encode` takes images [B, 3, H, W] and may be on the CPU."""
+
+    def __init__(self, codec: Any, encode: Callable[[Tensor], Tensor]):
+        self.vae, self.decode, self._encode = codec.vae, codec.decode, encode
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self._encode(image).to(image.device)
 
 
 class FrameCodec:
