@@ -10,7 +10,9 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
+from jdmctl.build import build_family
 from jdmctl.cli import app as cli
+from jdmctl.comparison.contest import build_base
 from jdmctl.errors import RecipeError
 from jdmctl.recipe_files import load_recipe, parse_recipe
 from jdmctl.training.steps.regression import RegressionStep
@@ -177,3 +179,12 @@ def test_divergences_are_listed_with_their_weights(jdmctl):
     rows = {row["name"]: row for row in map(json.loads, jdmctl("divergences", "--json").splitlines())}
     assert rows["forward-kl"]["h(10)"] == "10" and rows["reverse-kl"]["h(0.1)"] == "1"
     assert "hellinger" in rows["squared-hellinger"]["also"] and "sid" in rows
+
+
+def test_a_student_that_draws_at_another_time_is_compared_with_the_world_s_own_at_its_time(in_tiny_world):
+    recipe = load_recipe("tiny/distill", ["model.student_timestep=399"])
+    family, usual = build_base(recipe), build_base(load_recipe("tiny/distill"))
+    noise, prompt = torch.randn(2, *usual.latent_shape), usual.encode_prompt(["a red cone", ""])
+    assert torch.equal(family.student.generate(noise, prompt), usual.student.generate(noise, prompt))
+    other = build_family(recipe.model.model_copy(update={"student": "tiny"}), "cpu")
+    assert not torch.equal(other.student.generate(noise, prompt), usual.student.generate(noise, prompt))

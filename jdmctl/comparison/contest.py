@@ -25,6 +25,7 @@ from jdmctl.families.names import family_class
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
+from jdmctl.recipe_sections import Model
 from jdmctl.tinyworld.make import REPORT_FILE
 from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.world import is_of_world, world_folder, world_name
@@ -134,9 +135,9 @@ def build_base(recipe: Recipe) -> Any:
     """The student as it was before a run; for one that was distilled anew, the embedded world's or its teacher."""
     if recipe.model.student:
         return build_trained(recipe, None, {})
-    is_tiny = recipe.model.teacher == "tiny"
-    student = "tiny" if is_tiny else resolve(recipe.model.teacher, "teacher")
-    return build_family(recipe.model.model_copy(update={"student": student}), "cpu")
+    if recipe.model.teacher == "tiny":  # its own student, which knows its own time
+        return build_family(Model(family=recipe.model.family, teacher="tiny", student="tiny"), "cpu")
+    return build_family(recipe.model.model_copy(update={"student": resolve(recipe.model.teacher, "teacher")}), "cpu")
 
 
 def score_pipeline(folder: Path, asked: Asked, command: str, say: Say) -> list[Row]:
