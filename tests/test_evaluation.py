@@ -306,11 +306,11 @@ tail
     chosen = document.replace("depth -->", "depth | frechet -->")
     assert "| method | passes | frechet |\n" in results.fill(chosen, "depth", rows)
     assert "depth error" not in results.fill(chosen, "depth", rows)
-    canny = [*rows, replace(ROW, control="canny", metric="frechet", value=7, low=6, high=8)]
-    of_canny = document.replace("depth -->", "depth | control canny | frechet -->")
-    assert "| method | passes | frechet |\n| --- | ---: | ---: |\n| jdm | 1 | 7 [6, 8] |\n<!-- end" in results.fill(
-        of_canny, "depth", canny
-    )
+    for control in ("canny", "mean of canny, depth"):
+        more = [*rows, replace(ROW, control=control, metric="frechet", value=7, low=6, high=8)]
+        of_it = document.replace("depth -->", f"depth | control {control} | frechet -->")
+        table = "| method | passes | frechet |\n| --- | ---: | ---: |\n| jdm | 1 | 7 [6, 8] |\n<!-- end"
+        assert table in results.fill(of_it, "depth", more)
     with pytest.raises(JdmError, match="canny"):
         results.fill(document, "canny", rows)
 

@@ -126,7 +126,7 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
         chosen = [row for row in chosen if row.control == found["control"]]
         return f"{found['start']}{table(chosen, ['method'])}\n<!-- end -->"
 
-    narrowed = r"(?: \| control (?P<control>\S+))?(?: \| (?P<metrics>.*?))?"
+    narrowed = r"(?: \| control (?P<control>[^|]+?))?(?: \| (?P<metrics>.*?))?"
     place = rf"(?P<start><!-- results: {re.escape(name)}{narrowed} -->\n).*?<!-- end -->"
     filled, count = re.subn(place, replace, document, flags=re.DOTALL)
     if not count:
