@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_world, photos, tmp_path):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
-def test_two_processes_train_like_one(tiny_world, photos, tmp_path):
+@pytest.mark.parametrize(
+    "optimizer",
+    ["adamw", pytest.param("adamw_8bit", marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="8bit"))],
+)
+def test_two_processes_train_like_one(tiny_world, photos, tmp_path, optimizer):
     """Same global batch, so the same gradients up to the order of summation: 1e-4 after 20 steps."""
     env = environment(tiny_world, tmp_path / "cache")
     changes = ("training.num_steps=20", "training.save_every_steps=20", "training.learning_rate=1e-4")
+    changes += (f"memory.optimizer={optimizer}",)
     one, two = tmp_path / "one", tmp_path / "two"
     run(command(photos, one, *changes), env)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
