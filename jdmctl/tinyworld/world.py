@@ -67,8 +67,8 @@ def is_of_world(path: str) -> bool:
 def world_name(model: str = "tiny") -> str:
     """What results call the world in use; of a recipe's model that is another form of it, with the form's name."""
     folder = world_folder()
-    _, _, form = model.partition("tiny/forms/")
-    return " ".join(["tiny" if folder == SHIPPED else folder.name, *form.split("/")[:1]]).strip()
+    name = "tiny" if folder == SHIPPED else folder.name
+    return f"{name} {model.split('/')[2]}" if model.startswith("tiny/forms/") else name
 
 
 @functools.cache
