@@ -20,6 +20,7 @@ from jdmctl.cli.evaluate import keep
 from jdmctl.comparison.cost import training_cost
 from jdmctl.evaluation.results import Row, setup
 from jdmctl.recipe_files import load_recipe
+from jdmctl.training.attention import training_attention
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.loop import fit
 from jdmctl.training.plan import Settings, Stage
@@ -74,7 +75,7 @@ def bare_seconds(step: JDMStep, batch, autocast, repeats: int) -> float:
 
     began = time.perf_counter()
     for _ in range(repeats):
-        with autocast():
+        with autocast(), training_attention("cpu"):
             for _ in range(step.fake_score_updates):
                 fake_update()
             student_update()

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from jdmctl.build import build_trained
 from jdmctl.comparison.contest import world_report
-from jdmctl.comparison.marks import open_entropy_ratio
+from jdmctl.comparison.marks import mean_of_known, open_entropy_ratios
 from jdmctl.evaluation.bootstrap import bootstrap
 from jdmctl.evaluation.fidelity import frechet_distance, tilted_weights
 from jdmctl.evaluation.prompts import OPEN, stated_accuracy
@@ -55,6 +55,12 @@ _WITHOUT = ("objective.fidelity=false", "rewards.0.ratio=0.25", "training.ema_de
 ARMS = {
     "jdm": Arm("rewards.0.ratio", (0.125, 0.25, 0.375, 0.5)),
     "jdm, in a hurry": Arm("training.num_steps", (8, 16, 32), ("rewards.0.ratio=1", "training.ema_decay=0")),
+    "jdm, falling rate": Arm("rewards.0.ratio", (0.25, 0.375, 0.5), ("training.lr_schedule=linear",)),
+    "jdm, in a hurry, falling rate": Arm(
+        "training.num_steps",
+        (16, 24, 32),
+        ("rewards.0.ratio=1", "training.ema_decay=0", "training.lr_schedule=linear"),
+    ),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
     "reward + l2": Arm("student.l2_to_start", (1000, 3000, 10000, 30000), _WITHOUT),
@@ -78,7 +84,7 @@ def align_command(arm: Arm, strength: float, seed: int, reward: Path, run: Path)
 
 @dataclass(frozen=True)
 class Exam:
-    """500 test captions, and everything that answers are measured against."""
+    """The captions of a split, and everything that answers are measured against."""
 
     captions: list[str]
     judge: Judge
@@ -92,8 +98,8 @@ class Exam:
     before: Tensor  # [N]: what it drew, by the taste
 
     @classmethod
-    def make(cls, num: int, family: StableDiffusion) -> Exam:
-        scenes, reference, judge = samples("test").first(num), samples("reference"), Judge.load(world_folder())
+    def make(cls, split: str, num: int, family: StableDiffusion) -> Exam:
+        scenes, reference, judge = samples(split).first(num), samples("reference"), Judge.load(world_folder())
         captions = [scenes.text(i) for i in range(num)]
         first, second = (taste(draw(family, captions, 0, name)) for name in ("score", "again"))
         images = reference.image(slice(None))
@@ -114,8 +120,7 @@ class Exam:
         for column, (name, asked) in enumerate(self.stated.items()):
             correct[asked != OPEN, column] = stated_accuracy({name: shown[name]}, {name: asked})[name]
         free = {name: self.stated[name] for name in FREE}
-        variety = open_entropy_ratio(shown, free, self.true)
-        assert variety, "captions leave something open"
+        variety = mean_of_known(list(open_entropy_ratios(shown, free, self.true).values()))
 
         statistics = {
             "true taste gain": lambda chosen: ((liked - self.before)[chosen].mean() / self.spread).item(),
@@ -170,14 +175,17 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--strengths", nargs="+", type=float, help="instead of the ways' own")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--num", type=int, default=500, help="test captions")
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="test", help="val to choose by, into other --results"
+    )
+    parser.add_argument("--num", type=int, default=500, help="captions")
     parser.add_argument("--search", action="store_true", help="also best of n and noise refined for each picture")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     reward = given.folder / "reward"
 
     base = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
-    exam = Exam.make(given.num, base)
+    exam = Exam.make(given.split, given.num, base)
     liking = Preference(str(reward), encoder=str(world_folder() / "classifier"))
     own = shlex.join(["python", "examples/taste/study.py", *sys.argv[1:]])
     keep(rows_of(exam, "student before", 1, [draw(base, exam.captions, 0, "score")], [0], own), given.results)

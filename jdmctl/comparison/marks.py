@@ -128,7 +128,7 @@ def _variety(scenes: Scenes, drawing: Drawing) -> dict[str, Statistic]:
     found: dict[str, Statistic] = {}
     shown, true = scenes.judge.shown(drawing.images), scenes.judge.classes(scenes.pictures.truth[: scenes.num])
     if ratios := open_entropy_ratios(shown, scenes.stated(), true):
-        found["open entropy"] = _mean_of_known(list(ratios.values()))
+        found["open entropy"] = mean_of_known(list(ratios.values()))
         if len(ratios) <= _MANY_ATTRIBUTES:
             found |= {f"open {attribute} entropy": ratio for attribute, ratio in ratios.items()}
     if drawing.again is not None:
@@ -159,7 +159,7 @@ def _mean_of_others(values: Tensor, num: int) -> Statistic:
     return lambda chosen: blocks[:, chosen[chosen < blocks.shape[1]]].mean().item()
 
 
-def _mean_of_known(each: Sequence[Statistic]) -> Statistic:
+def mean_of_known(each: Sequence[Statistic]) -> Statistic:
     """Of those that are not nan."""
 
     def statistic(chosen: Tensor) -> float:

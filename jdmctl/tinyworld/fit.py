@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from jdmctl.training.attention import training_attention
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -49,7 +51,11 @@ def fit(
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay
+        parameters.values(),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     ema = {name: p.detach().clone() for name, p in parameters.items()}
     start = _load(state_file, parameters, ema, optimizer)
@@ -59,7 +65,8 @@ def fit(
         generator.manual_seed(settings.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
-        value = loss(generator)
+        with training_attention("cpu"):
+            value = loss(generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)

@@ -29,8 +29,10 @@ class AdamW:
 
     def optimizer(self, parameters: Sequence[nn.Parameter]) -> Any:
         """A torch optimiser of them. Raises JdmError if it needs a package that is not there."""
-        kind = torch.optim.AdamW if self.bits == 32 else eight_bit()
-        return kind(parameters, lr=self.learning_rate, betas=self.betas, weight_decay=self.weight_decay)
+        settings: dict[str, Any] = {"lr": self.learning_rate, "betas": self.betas, "weight_decay": self.weight_decay}
+        if self.bits == 8:
+            return eight_bit()(parameters, **settings)
+        return torch.optim.AdamW(parameters, fused=True, **settings)
 
 
 def eight_bit() -> Any:
@@ -85,8 +87,13 @@ def put_moment(optimizer: Any, index: int, key: str, value: Tensor) -> None:
         )
     if is_eight_bit:
         state[key] = int(value) if key == "step" else state[key].copy_(value)
-    else:  # AdamW keeps the step on the CPU
-        state[key] = value if key == "step" else torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    else:
+        like = (
+            parameter.new_empty((), dtype=value.dtype)
+            if key == "step"
+            else torch.empty_like(parameter, dtype=value.dtype)
+        )
+        state[key] = like.copy_(value)
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from jdmctl.errors import NonFiniteLossError, RunInterrupted
+from jdmctl.training.attention import training_attention
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.interrupt import StopRequest
 from jdmctl.training.meter import Meter, Pace, peak_memory
@@ -46,7 +47,7 @@ def fit(
         state.halted = state.halted and settings.stop_on_alarm
     else:
         broadcast_parameters([p for phase in phases for p in phase.parameters], accelerator)
-    with loop.stop:
+    with loop.stop, training_attention(accelerator.device):
         for index, stage in enumerate(stages):
             if index >= state.stage:
                 loop.run(index, stage)
