@@ -179,7 +179,7 @@ def main() -> None:
         "--split", choices=("val", "test"), default="test", help="val to choose by, into other --results"
     )
     parser.add_argument("--num", type=int, default=500, help="captions")
-    parser.add_argument("--search", action="store_true", help="also best of n and noise refined for each picture")
+    parser.add_argument("--search", action="store_true", help="also the guided teacher, best of n, noise refined")
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     reward = given.folder / "reward"
@@ -189,8 +189,8 @@ def main() -> None:
     liking = Preference(str(reward), encoder=str(world_folder() / "classifier"))
     own = shlex.join(["python", "examples/taste/study.py", *sys.argv[1:]])
     keep(rows_of(exam, "student before", 1, [draw(base, exam.captions, 0, "score")], [0], own), given.results)
-    keep(rows_of(exam, "guided teacher", 50, [by_teacher(base, exam)], [0], own), given.results)
     if given.search:
+        keep(rows_of(exam, "guided teacher", 50, [by_teacher(base, exam)], [0], own), given.results)
         for num in SEARCHES["best of"]:
             keep(rows_of(exam, f"best of {num}", num, [searched(base, liking, exam, num)], [0], own), given.results)
         for num in SEARCHES["noise refined, steps"]:
