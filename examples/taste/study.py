@@ -58,8 +58,8 @@ ARMS = {
     "jdm, falling rate": Arm("rewards.0.ratio", (0.25, 0.375, 0.5), ("training.lr_schedule=linear",)),
     "jdm, in a hurry, falling rate": Arm(
         "training.num_steps",
-        (16, 24, 32),
-        ("rewards.0.ratio=1", "training.ema_decay=0", "training.lr_schedule=linear"),
+        (12, 14, 24),
+        ("rewards.0.ratio=1.5", "training.ema_decay=0", "training.lr_schedule=linear"),
     ),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
