@@ -52,15 +52,13 @@ class Arm:
 
 
 _WITHOUT = ("objective.fidelity=false", "rewards.0.ratio=0.25", "training.ema_decay=0")
+_FALLING = ("training.ema_decay=0", "training.lr_schedule=linear")
 ARMS = {
     "jdm": Arm("rewards.0.ratio", (0.125, 0.25, 0.375, 0.5)),
     "jdm, in a hurry": Arm("training.num_steps", (8, 16, 32), ("rewards.0.ratio=1", "training.ema_decay=0")),
     "jdm, falling rate": Arm("rewards.0.ratio", (0.25, 0.375, 0.5), ("training.lr_schedule=linear",)),
-    "jdm, in a hurry, falling rate": Arm(
-        "training.num_steps",
-        (12, 14, 24),
-        ("rewards.0.ratio=1.5", "training.ema_decay=0", "training.lr_schedule=linear"),
-    ),
+    "jdm, in a hurry, falling rate": Arm("training.num_steps", (16, 18, 24), ("rewards.0.ratio=1", *_FALLING)),
+    "jdm, in a great hurry, falling rate": Arm("training.num_steps", (8, 10, 12), ("rewards.0.ratio=2", *_FALLING)),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
     "reward + l2": Arm("student.l2_to_start", (1000, 3000, 10000, 30000), _WITHOUT),
