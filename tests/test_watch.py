@@ -42,6 +42,14 @@ def test_each_alarm(change, word):
     assert word in one.advice() and "lower rewards.liked.ratio" in one.advice()
 
 
+def test_grey_and_flat_pictures_may_stay_as_they_are():
+    """Nothing is divided by 0, and of next to nothing twice as much is no alarm; what becomes visible is one."""
+    one = Watch(("liked",), ())
+    for saturation in (0.0, 0.0, 0.01):
+        assert one.look({**START, "sharpness": 0.0, "saturation": saturation}, SPREADS)["alarm"] == 0
+    assert one.look({**START, "sharpness": 0.0, "saturation": 0.1}, SPREADS)["alarm"] == 1
+
+
 def test_a_held_out_reward_may_fall_with_the_trained_one_and_within_its_noise():
     for change in ({"liked": -1.0, "held": 0.5}, {"liked": 1.0, "held": 0.96}):
         assert watch(change)[1][-1]["alarm"] == 0
