@@ -12,8 +12,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from jdmctl.cli import app as cli
+from jdmctl.cli.training import plan
 from jdmctl.errors import JdmError, RecipeError
-from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
 from jdmctl.training.watch import Watch
 
 QUICK = (
@@ -134,6 +135,31 @@ def test_a_finished_run_with_a_control_goes_on_with_its_branch_and_a_lora(in_tin
     best = max(ended[1:], key=lambda record: record["score"])["lowres_psnr"]
     assert began["lowres_psnr"] == pytest.approx(best, abs=1e-3)
     assert abs(best - ended[0]["lowres_psnr"]) > 0.01  # so a branch that starts anew would be told
+
+
+@pytest.mark.parametrize(
+    "method, left, changes",
+    [
+        ("distill", "student", {"training": {"regression_steps": 5}, "objective": {"divergence": "js"}}),
+        ("nct", "controlnet", {"controls": [{"name": "canny"}]}),
+        ("jdm", "controlnet", {"controls": [{"name": "canny", "init": "dsm"}], "training": {"dsm_warmup_steps": 5}}),
+    ],
+)
+def test_what_any_method_left_goes_on_by_jdm(tmp_path, method, left, changes):
+    values = {
+        "name": "x",
+        "method": method,
+        "model": {"teacher": "tiny", "student": "tiny"},
+        "data": {"source": "tiny"},
+    }
+    (tmp_path / "recipe.yaml").write_text(to_yaml(parse_recipe(values | changes)))
+    (tmp_path / left).mkdir()
+    recipe, _ = plan(str(tmp_path), {"rewards": [{"name": "warmth"}]}, (), None, False, command="align")
+    assert (recipe.method, recipe.student.trainable, recipe.name) == ("jdm", "lora", "x-align")
+    assert recipe.training.dsm_warmup_steps == recipe.training.regression_steps == 0
+    begins = recipe.model.student if left == "student" else recipe.controls[0].init
+    assert begins == str(tmp_path / left)
+    assert all(control.ramp_steps == 0 for control in recipe.controls)  # a branch that is there needs none
 
 
 def test_runs_from_which_no_other_can_begin(in_tiny_world, many_photos, jdmctl, monkeypatch):
