@@ -150,6 +150,9 @@ class Recipe(Section):
         named = [reward.name for reward in self.rewards]
         if len(named) != len(set(named)):
             raise ValueError("rewards: the same reward is named twice")
+        watching = [reward.name for reward in self.heldout_rewards]
+        if len(watching) != len(set(watching)):
+            raise ValueError("heldout_rewards: the same reward is named twice")
         if self.rewards and self.method != "jdm":
             raise ValueError(f"method: {self.method} takes no rewards")
         if self.rewards and self.student.trainable == "frozen" and not self.controls:

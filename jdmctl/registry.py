@@ -89,7 +89,8 @@ class Registry:
         if missing:
             raise JdmError(
                 f"the {self.what} '{name}' needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
-                hint=f"give options: {{{missing[0]}: ...}} beside the {self.what}'s name in the recipe",
+                hint=f"give options: {{{missing[0]}: ...}} beside the {self.what}'s name in the recipe, or "
+                f"--set {self.what}s.{name}.options.{missing[0]}=...",
             )
 
 

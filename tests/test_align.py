@@ -1,6 +1,7 @@
 """`jdmctl align` from the command to a student that plain diffusers draws with, on random tiny models."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from jdmctl.cli import app as cli
-from jdmctl.errors import RecipeError
-from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.cli.training import plan
+from jdmctl.errors import JdmError, RecipeError
+from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
 from jdmctl.training.watch import Watch
 
 QUICK = (
@@ -69,6 +71,7 @@ def test_a_lora_for_a_reward_with_another_watching(in_tiny_world, many_photos, j
     assert {"fidelity_norm", "brightness_norm", "brightness_energy", "fake_score_loss"} <= steps[0].keys()
     validation = records("run", "validation")[-1]
     assert {"brightness", "warmth (held out)", "frechet", "diversity"} == set(validation["adherence"])
+    assert {"kid", "recall", "sharpness", "saturation"} == set(validation["watched"])
     assert validation["sharpness"] > 0 and 0 <= validation["saturation"] <= 1
     assert Path("run/curve.png").exists() and list(Path("run/previews").iterdir())
     out = jdmctl("eval", "run", "--data", many_photos, "--features", clip, "--num", 8, "--json")
@@ -118,6 +121,58 @@ data: {{source: images, path: {many_photos}}}
 
     jdmctl("align", "run", "-o", "again", "--set", "controls.lowres.init=run/controlnet")  # a branch that is there
     assert Path("again/controlnet").is_dir()
+
+
+def test_a_finished_run_with_a_control_goes_on_with_its_branch_and_a_lora(in_tiny_world, many_photos, jdmctl):
+    """It begins with the adherence that the first run ended with, not with a new branch's."""
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--control", "lowres", *SET)
+    jdmctl("add-control", *words, "--learning-rate", 1e-2, "-o", "first")
+    jdmctl("align", "first", "--reward", "brightness", *SET, "-o", "then")
+    recipe = load_recipe("then")
+    assert recipe.student.trainable == "lora" and recipe.controls[0].init == "first/controlnet"
+    assert Path("then/controlnet").is_dir() and Path("then/student_lora").is_dir()
+    ended, began = records("first", "validation"), records("then", "validation")[0]
+    best = max(ended[1:], key=lambda record: record["score"])["lowres_psnr"]
+    assert began["lowres_psnr"] == pytest.approx(best, abs=1e-3)
+    assert abs(best - ended[0]["lowres_psnr"]) > 0.01  # so a branch that starts anew would be told
+
+
+@pytest.mark.parametrize(
+    "method, left, changes",
+    [
+        ("distill", "student", {"training": {"regression_steps": 5}, "objective": {"divergence": "js"}}),
+        ("nct", "controlnet", {"controls": [{"name": "canny"}]}),
+        ("jdm", "controlnet", {"controls": [{"name": "canny", "init": "dsm"}], "training": {"dsm_warmup_steps": 5}}),
+    ],
+)
+def test_what_any_method_left_goes_on_by_jdm(tmp_path, method, left, changes):
+    values = {
+        "name": "x",
+        "method": method,
+        "model": {"teacher": "tiny", "student": "tiny"},
+        "data": {"source": "tiny"},
+    }
+    (tmp_path / "recipe.yaml").write_text(to_yaml(parse_recipe(values | changes)))
+    (tmp_path / left).mkdir()
+    recipe, _ = plan(str(tmp_path), {"rewards": [{"name": "warmth"}]}, (), None, False, command="align")
+    assert (recipe.method, recipe.student.trainable, recipe.name) == ("jdm", "lora", "x-align")
+    assert recipe.training.dsm_warmup_steps == recipe.training.regression_steps == 0
+    begins = recipe.model.student if left == "student" else recipe.controls[0].init
+    assert begins == str(tmp_path / left)
+    assert all(control.ramp_steps == 0 for control in recipe.controls)  # a branch that is there needs none
+
+
+def test_runs_from_which_no_other_can_begin(in_tiny_world, many_photos, jdmctl, monkeypatch):
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--control", "lowres", *SET)
+    jdmctl("add-control", *words, "--set", "student.trainable=lora", "-o", "with_lora")
+    jdmctl("add-control", *words, "--set", "controls.lowres.branch=t2i_adapter", "-o", "adapter")
+    jdmctl("add-control", *words, "-o", "unfinished")
+    shutil.rmtree("unfinished/controlnet")
+    problems = {"with_lora": "as a LoRA", "adapter": "left a t2i_adapter", "unfinished": "has not finished"}
+    for run, problem in problems.items():
+        monkeypatch.setattr(sys, "argv", ["jdmctl", "align", run, "--reward", "brightness"])
+        with pytest.raises(JdmError, match=problem):
+            cli.app()
 
 
 def test_the_ablation_trains_no_fake_score_and_keeps_the_same_weight(in_tiny_world, many_photos, jdmctl):
@@ -172,6 +227,7 @@ def test_where_every_look_was_alarmed_that_is_told(in_tiny_world, many_photos, j
         (["method=dsm", "controls=[{name: canny}]"], "takes no rewards"),
         (["rewards=[{name: brightnes}]"], "did you mean 'brightness'?"),
         (["rewards=[{name: warmth}, {name: warmth}]"], "named twice"),
+        (["heldout_rewards=[{name: contrast}, {name: contrast}]"], "heldout_rewards: the same reward is named twice"),
         (["rewards=[]", "student.trainable=lora"], "there are none"),
         (["student.trainable=frozen"], "student.trainable is lora or full"),
         (["rewards.warmth.crop=0"], "greater than 0"),

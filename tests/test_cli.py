@@ -226,3 +226,12 @@ def test_a_training_s_warning_is_told_once(capsys):
     assert capsys.readouterr().err.count("warning: training") == 1
     Output("json").event(record)
     assert json.loads(capsys.readouterr().out)["warning"] == record["warning"]
+
+
+def test_each_alarm_of_a_validation_is_told(capsys):
+    """A run may end by another alarm than the first."""
+    out = Output("human")
+    for problem in ("sharpness", "diversity"):
+        out.event(VALIDATION | {"warning": problem})
+    told = capsys.readouterr().err
+    assert "warning: training 10: sharpness" in told and "warning: training 10: diversity" in told

@@ -5,11 +5,13 @@ import os
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import browser
 import pytest
 from PIL import Image
 
+from jdmctl.cli import reward
 from jdmctl.cli.reward import open_session
 from jdmctl.errors import BadInputError, JdmError
 from jdmctl.feedback import page
@@ -209,6 +211,22 @@ def test_without_gradio_it_says_what_to_install(album, monkeypatch):
     with pytest.raises(JdmError, match="needs gradio") as caught:
         page.build(folder_session(album))
     assert caught.value.hint == "pip install 'jdmctl[ui]'"
+
+
+def test_what_the_page_lacks_is_told_before_a_student_is_loaded(monkeypatch):
+    modules = __import__("sys").modules
+    monkeypatch.setattr(reward, "open_session", lambda *_: pytest.fail("the student was loaded"))
+    monkeypatch.setitem(modules, "gradio", None)
+    with pytest.raises(JdmError, match="needs gradio"):
+        reward.collect("tiny")
+    monkeypatch.setitem(modules, "gradio", SimpleNamespace())
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        with pytest.raises(JdmError, match=f"port {taken} cannot be had"):
+            reward.collect("tiny", port=taken)
+    page.require_ready(taken)
 
 
 def free_port() -> int:

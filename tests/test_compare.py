@@ -98,7 +98,8 @@ def test_the_history_of_a_run_that_was_resumed(tmp_path):
         return {"event": "step", "stage": stage, "step": number, "seconds": seconds, "memory_bytes": 7 * number}
 
     def validation(stage, number, score):
-        return {"event": "validation", "stage": stage, "step": number, "adherence": {"canny f1": score}}
+        drawn = {"adherence": {"canny f1": score}, "watched": {"kid": -score}}
+        return {"event": "validation", "stage": stage, "step": number, **drawn}
 
     records = [
         step("warmup", 10, 4.0), validation("training", 0, 0.1), step("training", 10, 5.0),
@@ -108,7 +109,10 @@ def test_the_history_of_a_run_that_was_resumed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     history = History.of(tmp_path)
     assert history.seconds == 4 + 5 + 8 and history.memory_bytes == 140
-    assert history.curve == ((4.0, 0.1), (9.0, 0.5), (17.0, 0.8))
+    assert history.curve == ((4.0, 0.1), (9.0, 0.5), (17.0, 0.8)) == history.curves["canny f1"]
+    assert history.curves["kid"] == ((4.0, -0.1), (9.0, -0.5), (17.0, -0.8))
+    later = history.after(100)
+    assert later.seconds == 117 and later.curve[0] == (104.0, 0.1)
     assert history.seconds_to(0.4, higher_is_better=True) == 9
     assert history.seconds_to(0.4, higher_is_better=False) == 4
     assert history.seconds_to(0.9, higher_is_better=True) is None
@@ -241,11 +245,25 @@ data: {source: tiny, num_samples: 8, num_validation_samples: 8}
 
 def test_what_a_reward_is_pursued_with_instead_of_fidelity(recipe, tmp_path):
     Path(recipe).write_text(TASTE)
-    asked = entries("jdm", "reward-only", "reward-l2", **{"reward-l2": ["student.l2_to_start=3"]})
-    cells = {cell.name: cell.recipe for cell in plan(recipe, [], asked, tmp_path)}
+    asked = entries(
+        "jdm", "reward-only", "reward-l2", "diff-instruct++",
+        **{"reward-l2": ["student.l2_to_start=3"], "diff-instruct++": ["objective.guidance_scale=3"]},
+    )  # fmt: skip
+    common = ["objective.guidance=decoupled", "objective.guidance_scale=2"]
+    cells = {cell.name: cell.recipe for cell in plan(recipe, common[1:], asked[:3], tmp_path)}
     assert [cell.objective.fidelity for cell in cells.values()] == [True, False, False]
     assert [cell.student.l2_to_start for cell in cells.values()] == [0, 0, 3]
+    (plus,) = plan(recipe, common, asked[3:], tmp_path)
+    assert plus.name == "diff-instruct++-0" and plus.recipe.name == "diff-instruct-" and plus.recipe.rewards
+    assert (plus.recipe.objective.guidance, plus.recipe.objective.guidance_scale) == ("coupled", 3)
+    cells[plus.name] = plus.recipe
     assert {cell.command for cell in cells.values()} == {"align"}
+
+
+def test_a_search_without_a_reward_is_refused_before_anything_is_trained(recipe, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jdmctl", "compare", recipe, "--best-of", "4"])
+    with pytest.raises(BadInputError, match="search for what a reward likes: quick.yaml has none"):
+        cli.app()
 
 
 @pytest.mark.slow
@@ -261,4 +279,6 @@ def test_ways_to_please_a_reward_stand_side_by_side(compare, recipe):
     }  # fmt: skip
     before = liked["student without control"]["value"]
     assert liked["best of 3"]["value"] > before and liked["noise refined, 2 steps"]["value"] >= before
-    assert "reward warmth" in Path("out/report.html").read_text()
+    html = Path("out/report.html").read_text()
+    for watched in ("reward warmth", "frechet", "kid", "diversity", "sharpness", "saturation", "accuracy"):
+        assert f">{watched} (val)</text>" in html

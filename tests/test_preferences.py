@@ -105,6 +105,41 @@ def test_all_problems_are_told_at_once(two_pictures):
     assert "line 8: the prompt 'same prompt' is held out, but line 7 trains on it" in told
 
 
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"split": ["train"]}, r"split is \['train'\]"),
+        ({"image_a": "x" * 400}, "no file"),
+        ({"prompt": None}, "no prompt"),
+    ],
+)
+def test_odd_values_are_sentences(two_pictures, changes, told):
+    with pytest.raises(BadInputError, match=f"has 1 problem:\n  line 1: {told}"):
+        read_pairs(write_rows(two_pictures, [row("p", "x.png", "y.png", "a") | changes]))
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("prompt;image_a;image_b;preferred\na;x.png;y.png;a\n" * 9, "line 1: no column .*; found prompt;image_a"),
+        ("prompt,image_a,image_b\na,x.png,y.png\n", "line 1: no column preferred; found prompt, image_a, image_b"),
+        ("prompt,image_a,image_b,preferred\na cat, fat,x.png,y.png,a\n", "line 2: more columns .*: quote a text"),
+        (
+            'prompt,image_a,image_b,preferred\na,x.png,y.png,a\n"b,x.png,y.png,b\nc,x.png,y.png,a\n',
+            "line 3: not valid csv",
+        ),
+        ('prompt,image_a,image_b,preferred\n"b,x.png,y.png,b\n' + "c,x.png,y.png,a\n" * 9000, "line 2: not valid csv"),
+        ('prompt,image_a,image_b,preferred\n"two\nlines",x.png,y.png,c\n', "line 2: preferred is 'c'"),
+    ],
+)
+def test_a_csv_that_was_written_wrong(two_pictures, text, told):
+    """One sentence, with the line that the trouble begins on: not one for each row below a wrong first line."""
+    file = two_pictures / "pairs.csv"
+    file.write_text(text)
+    with pytest.raises(BadInputError, match=f"has 1 problem:\n  {told}"):
+        read_pairs(file)
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(BadInputError, match="no file"):
         read_pairs(tmp_path / "absent.jsonl")

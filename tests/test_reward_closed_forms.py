@@ -4,7 +4,6 @@ Letters as in test_closed_forms.py: m and V are the student's mean and variance,
 sigma_t, E is over t. The teacher is N(0, 1), so that p_t = N(0, a^2 + d^2) = N(0, 1).
 """
 
-import math
 from dataclasses import dataclass, replace
 
 import pytest
@@ -14,6 +13,7 @@ from test_closed_forms import ALMOST_CLEAN, root, train
 from torch import nn
 
 from jdmctl.diffusion.schedule import RectifiedFlow
+from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.guidance import Guided, PromptGuidance
 from jdmctl.types import EnergyWeights
@@ -96,6 +96,27 @@ def test_diffused_fidelity_narrows_and_then_collapses_a_quadratic_reward(k):
         assert expected == pytest.approx(0.080, abs=0.001)
 
 
+@pytest.mark.parametrize(
+    "max_time, too_far, left", [(0.98, 2.72, 0.16), (0.3, 1.24, 0.68), (0.2, 1.14, 0.80), (0.05, 1.03, 0.95)]
+)
+def test_fidelity_nearer_to_0_makes_the_difference_small(max_time, too_far, left):
+    """The two laws above with E over t in [0.02, max_time]: a linear reward moves the mean 1 / E[a^2] times as far as
+    the tilt; a quadratic one with k = 1 leaves V, the root of E[a^2 (1 / (a^2 V + d^2) - 1)] = 1, of the tilt's 1 / 2.
+
+    Both ratios tend to 1 with max_time: a -> 1 and d -> 0 turn the second equation into 1 / V - 1 = k. These are the
+    numbers that the README tells beside objective.max_time.
+    """
+    world = World(SD, UniformTimesteps(0.02, max_time))
+    mean, variance = reached(world, Linear(), 1.0)
+    assert mean == pytest.approx(1 / (world.alpha**2).mean().item(), rel=1e-6)
+    assert mean == pytest.approx(too_far, abs=0.01) and variance == pytest.approx(1, abs=1e-5)
+    a2, d2 = world.alpha**2, world.sigma**2
+    expected = root(lambda v: (a2 * (1 / (a2 * v + d2) - 1)).mean().item() - 1, 0.0, 1.0)
+    _, variance = reached(world, Quadratic(2.0), 1.0)
+    assert variance == pytest.approx(expected, abs=1e-5)
+    assert variance / 0.5 == pytest.approx(left, abs=0.01)
+
+
 def test_without_fidelity_nothing_holds_a_reward_back():
     """A quadratic reward alone ends at its goal with no variety; an anchor of weight h ends where
     (m - 2) + h (m - 0.3) = 0 and s + h (s - 0.9) = 0 (V = s^2): it knows where it was, not what pictures are."""
@@ -174,6 +195,7 @@ def test_guidance_has_noise_levels_and_draws_of_its_own():
 
 
 def test_an_anchor_is_a_parabola_at_where_it_was_dropped():
+    """3 / 2 (1^2 + 2^2) with the slope 3 (theta - theta_0), here 3 (1, -2)."""
     parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
     anchor = Anchor.here([parameter], 3.0)
     assert anchor().item() == 0
@@ -182,4 +204,3 @@ def test_an_anchor_is_a_parabola_at_where_it_was_dropped():
     anchor().backward()
     assert anchor().item() == pytest.approx(1.5 * 5)
     assert parameter.grad.tolist() == pytest.approx([3.0, -6.0])
-    assert math.isclose(anchor.weight, 3.0)

@@ -63,7 +63,7 @@ def options(name, folders):
         return {"folder": folders["clip"]}
     return {
         "imagereward": {"folder": folders["imagereward"]},
-        "aesthetic": {"encoder": folders["clip"], "head": folders["head"]},
+        "aesthetic": {"folder": folders["head"], "encoder": folders["clip"]},
         "classifier": {"folder": folders["classifier"], "label": "dog"},
         "preference": {"folder": folders["preference"]},
     }.get(name, {})
@@ -193,7 +193,7 @@ def test_both_aesthetic_heads(folders, tmp_path, kind):
     save_file({prefix + name: value for name, value in head.state_dict().items()}, tmp_path / "head.safetensors")
     image = to_image(pictures(height=PX, width=PX))
     vector = ImageTextEncoder(folders["clip"]).image(image)
-    reward = Aesthetic(folders["clip"], str(tmp_path / "head.safetensors"))
+    reward = Aesthetic(str(tmp_path / "head.safetensors"), folders["clip"])
     torch.testing.assert_close(reward(image), head(vector).squeeze(1))
 
 
@@ -267,7 +267,7 @@ def test_pickles_are_refused_with_the_way_out(tmp_path):
     for make in (
         lambda: load_reward("clip", folder=str(tmp_path)),
         lambda: load_reward("imagereward", folder=str(tmp_path / "ImageReward.pt")),
-        lambda: load_reward("aesthetic", encoder="x", head=str(tmp_path / "ImageReward.pt")),
+        lambda: load_reward("aesthetic", encoder="x", folder=str(tmp_path / "ImageReward.pt")),
         lambda: load_reward("preference", folder=str(tmp_path)),
     ):
         with pytest.raises(MissingWeightsError, match="refused") as caught:
@@ -276,8 +276,11 @@ def test_pickles_are_refused_with_the_way_out(tmp_path):
 
 
 def test_bad_folders_are_sentences(folders, tmp_path):
-    with pytest.raises(MissingWeightsError, match="cannot load an image-text network from"):
-        load_reward("clip", folder=str(tmp_path / "nowhere"))
+    for nowhere in (str(tmp_path / "nowhere"), "./nowhere", "../no/where"):
+        with pytest.raises(MissingWeightsError, match=f"no folder or file {nowhere}"):
+            load_reward("clip", folder=nowhere)
+    with pytest.raises(MissingWeightsError, match="cannot load an image-text network from no/where"):
+        load_reward("clip", folder="no/where")  # may be a hub name
     with pytest.raises(MissingWeightsError, match="not an image-text network"):
         load_reward("clip", folder=folders["classifier"])
     with pytest.raises(MissingWeightsError, match="lacks 2 of the weights of an image classifier"):
@@ -293,13 +296,13 @@ def test_bad_folders_are_sentences(folders, tmp_path):
     with pytest.raises(BadInputError, match="holds no preference reward"):
         load_reward("preference", folder=folders["clip"])
     with pytest.raises(BadInputError, match="no aesthetic head at"):
-        load_reward("aesthetic", encoder=folders["clip"], head=str(tmp_path / "absent.safetensors"))
+        load_reward("aesthetic", encoder=folders["clip"], folder=str(tmp_path / "absent.safetensors"))
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(BadInputError, match="is no aesthetic head"):
-        load_reward("aesthetic", encoder=folders["clip"], head=str(tmp_path / "other.safetensors"))
+        load_reward("aesthetic", encoder=folders["clip"], folder=str(tmp_path / "other.safetensors"))
     save_file(torch.nn.Linear(768, 1).state_dict(), tmp_path / "large.safetensors")
     with pytest.raises(BadInputError, match="takes 768 numbers, .* gives 16"):
-        load_reward("aesthetic", encoder=folders["clip"], head=str(tmp_path / "large.safetensors"))
+        load_reward("aesthetic", encoder=folders["clip"], folder=str(tmp_path / "large.safetensors"))
 
 
 @pytest.mark.parametrize("missing, sentence", [("preprocessor_config.json", "picture size"), ("token", "a tokenizer")])

@@ -1,7 +1,11 @@
 """Alarms of a run with rewards: each rises for its own reason, and says what to do."""
 
-import pytest
+import json
 
+import pytest
+from PIL import Image
+
+from jdmctl.training.curve import draw_curve, read_curves
 from jdmctl.training.watch import Watch
 
 START = {"liked": 0.0, "held": 1.0, "frechet": 4.0, "diversity": 2.0, "sharpness": 1.0, "saturation": 0.4,
@@ -38,6 +42,14 @@ def test_each_alarm(change, word):
     assert word in one.advice() and "lower rewards.liked.ratio" in one.advice()
 
 
+def test_grey_and_flat_pictures_may_stay_as_they_are():
+    """Nothing is divided by 0, and of next to nothing twice as much is no alarm; what becomes visible is one."""
+    one = Watch(("liked",), ())
+    for saturation in (0.0, 0.0, 0.01):
+        assert one.look({**START, "sharpness": 0.0, "saturation": saturation}, SPREADS)["alarm"] == 0
+    assert one.look({**START, "sharpness": 0.0, "saturation": 0.1}, SPREADS)["alarm"] == 1
+
+
 def test_a_held_out_reward_may_fall_with_the_trained_one_and_within_its_noise():
     for change in ({"liked": -1.0, "held": 0.5}, {"liked": 1.0, "held": 0.96}):
         assert watch(change)[1][-1]["alarm"] == 0
@@ -64,3 +76,26 @@ def test_what_it_remembers_is_saved():
     two.load_state_dict(one.state_dict())
     assert two.problems() == one.problems() and two.problems()
     assert two.look({**START, "liked": 2.0, "held": 0.9}, {})["alarm"] == 2
+
+
+def test_curves_show_all_that_is_watched_and_where_it_was_wrong(tmp_path):
+    """Two headlines and two that only watch: four panels of one height. A step that a resumed run looked at again
+    stands as it was seen last, without its old alarm."""
+
+    def look(step, liked, **more):
+        drawn = {"adherence": {"liked": liked, "frechet": 4.0}, "watched": {"sharpness": 1.0, "saturation": 0.4}}
+        return {"event": "validation", "stage": "training", "step": step, **drawn, **more}
+
+    looks = [look(0, 0.0), look(10, 9.0, alarm=1), look(10, 1.0, alarm=0), look(20, 2.0, alarm=1)]
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("\n".join(json.dumps(record) for record in looks))
+    panels, alarms = read_curves(metrics)
+    assert panels["liked"] == {0: 0.0, 10: 1.0, 20: 2.0} and alarms == [20]
+    assert list(panels) == ["liked", "frechet", "sharpness", "saturation"]
+    draw_curve(metrics, tmp_path / "alarmed.png")
+    metrics.write_text(json.dumps(look(0, 0.0) | {"watched": {}}))
+    draw_curve(metrics, tmp_path / "quiet.png")
+    alarmed, quiet = (Image.open(tmp_path / f"{name}.png") for name in ("alarmed", "quiet"))
+    assert alarmed.height == 2 * quiet.height
+    red = [(255, 0, 0) in {color for _, color in image.getcolors(10**6)} for image in (alarmed, quiet)]
+    assert red == [True, False]

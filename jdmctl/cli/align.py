@@ -27,7 +27,12 @@ from jdmctl.cli.training import data_changes, plan, show, train_and_tell, traini
 
 
 def align(
-    recipe: Annotated[str, typer.Argument(metavar="[RECIPE]", help="tiny/align, a file, or a run folder.")] = "",
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="[RECIPE]", help="tiny/align, a file, or a run folder: with --reward, what it left goes on."
+        ),
+    ] = "",
     student: Annotated[str, typer.Option(help="One-step pipeline: folder, hub name or tiny.")] = "",
     teacher: Annotated[
         str,

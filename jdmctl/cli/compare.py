@@ -37,8 +37,8 @@ def compare(
         list[str],
         typer.Option(
             metavar="METHOD[@VARIANT][:SEEDS]",
-            help="jdm, nct, dsm, dmd-control, implicit, redistill; for rewards jdm, reward-only, reward-l2; may be "
-            "repeated.",
+            help="jdm, nct, dsm, dmd-control, implicit, redistill; for rewards jdm, reward-only, reward-l2, "
+            "diff-instruct++; may be repeated.",
         ),
     ] = ["jdm", "dsm"],  # noqa: B006
     overrides: Annotated[
@@ -53,8 +53,8 @@ def compare(
         float("inf")
     ),
     teacher_steps: Annotated[str, typer.Option(help="Steps of the teacher with dsm's ControlNet.")] = "10,25,50",
-    best_of: Annotated[str, typer.Option(help="Rewards: also the best of so many pictures, as 4,16.")] = "",
-    refine_steps: Annotated[str, typer.Option(help="Rewards: also noise refined (ReNO) in so many steps.")] = "",
+    best_of: Annotated[str, typer.Option(help="First reward: also the best of so many pictures, as 4,16.")] = "",
+    refine_steps: Annotated[str, typer.Option(help="First reward: also noise refined (ReNO), in steps.")] = "",
     data: HeldOutOption = None,
     reference: ReferenceOption = None,
     features: FeaturesOption = DEFAULT_FEATURES,
@@ -89,6 +89,8 @@ def compare(
             _numbers("--refine-steps", refine_steps),
         )  # fmt: skip
         arenas = _arenas(recipes, common, entries, output)
+        if more.best_of or more.refine_steps:
+            _require_rewards(arenas)
         _show(arenas, out)
         if not dry_run:
             asked = Asked(data, reference, features, split, num)
@@ -113,6 +115,17 @@ def _arenas(recipes: list[str], overrides: list[str], entries: list[Entry], outp
         cells = plan(recipe, [change for change in overrides if not change.startswith(others)], own, folder)
         arenas.append(Arena(recipe, folder, tuple(cells)))
     return arenas
+
+
+def _require_rewards(arenas: list[Arena]) -> None:
+    """Raises BadInputError if nothing can be searched for: told before anything is trained."""
+    own = [arena.cells[0].recipe for arena in arenas]
+    if not any(recipe.rewards and not recipe.controls for recipe in own):
+        raise BadInputError(
+            f"--best-of and --refine-steps search for what a reward likes: {', '.join(a.recipe for a in arenas)} has "
+            "none, or has controls too",
+            hint="leave them out, or compare a recipe with rewards alone, as tiny/align",
+        )
 
 
 def _show(arenas: list[Arena], out: Output) -> None:

@@ -27,7 +27,7 @@ class Output:
     def __init__(self, mode: Mode = "human"):
         self.mode = mode
         self._live: _Live | None = None
-        self._has_warned = False  # of what a training's records warn of
+        self._has_warned = False  # of what a training's steps warn of
 
     def __enter__(self) -> Output:
         return self
@@ -69,8 +69,8 @@ class Output:
         """One record of a running training; see `jdmctl.training.plan.Observer`."""
         if self.mode == "json":
             print(json.dumps(record), flush=True)
-        elif "warning" in record and not self._has_warned:
-            self._has_warned = True
+        elif "warning" in record and not (self._has_warned and record["event"] == "step"):
+            self._has_warned = self._has_warned or record["event"] == "step"
             self.warning(f"{record['stage']} {record['step']}: {record['warning']}")
         if self.mode == "human" and sys.stderr.isatty():
             self._live = self._live or _Live()

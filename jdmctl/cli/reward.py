@@ -104,8 +104,9 @@ def collect(
     Pictures come from a student, or from a folder with metadata.jsonl in which pictures share their text. Each
     choice is on the disk at once; the same command again goes on where it stopped.
     """
-    from jdmctl.feedback.page import serve
+    from jdmctl.feedback.page import require_ready, serve
 
+    require_ready(port)
     out = Output()
     pictures, session = open_session(source, output, prompts, num, seed, student_time, device)
     out.note(f"{session.num_before} of {session.total} pairs are judged; http://127.0.0.1:{port}, Ctrl-C to stop")

@@ -24,8 +24,11 @@ def plan(
 ) -> tuple[Recipe, Path]:
     """The recipe to run and the folder to run it in; a resumed run keeps its own recipe, but for the changes.
 
+    A finished run that knows no rewards, and is given some, is where the new run starts from.
+
     Raises RecipeError for a recipe that is not valid, or that another command runs.
     """
+    from jdmctl.cli.onward import start_from
     from jdmctl.families.identify import family_of
     from jdmctl.recipe_files import load_recipe, parse_recipe, read_values, set_value
     from jdmctl.training.run import RECIPE_FILE, require_resumable
@@ -38,6 +41,9 @@ def plan(
         source = str(folder / RECIPE_FILE)
     if source:
         values = read_values(source)
+        is_run = not resume and (Path(source) / RECIPE_FILE).is_file()
+        if is_run and changes.get("rewards") and not values.get("rewards"):
+            values = start_from(Path(source), values)
     elif changes:
         source = "the recipe made from these options"
         names = [term["name"] for term in (*changes.get("controls", []), *changes.get("rewards", []))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jdmctl.build import resolve
@@ -13,11 +13,13 @@ from jdmctl.errors import BadInputError
 from jdmctl.recipe import AWARE_TEACHERS, METHODS, Recipe
 from jdmctl.recipe_files import load_recipe
 
-# What a reward is pursued with instead of fidelity: the objective of ReFL and DRaFT at one step, and weights held by
-# their distance to the first. Both are stopped early or held as the recipe says: `--set reward-only:KEY=VALUE`.
+# How else a reward is pursued: without fidelity, by the objective of ReFL and DRaFT at one step; with weights held by
+# their distance to the first; and as Diff-Instruct++ does (Luo 2024, arXiv:2410.18881), by reverse KL to a teacher
+# whose guidance is within it. How long, how strong: as the recipe says, or `--set reward-only:KEY=VALUE`.
 REWARD_BASELINES = {
     "reward-only": ("objective.fidelity=false",),
     "reward-l2": ("objective.fidelity=false", "student.l2_to_start=1000"),
+    "diff-instruct++": ("objective.guidance=coupled", "objective.divergence=reverse-kl", "objective.energy_at=clean"),
 }
 COMPARED = (*METHODS, *REWARD_BASELINES)
 
@@ -85,9 +87,7 @@ class Cell:
 
     def history(self) -> History:
         """Of its training so far; a method that needs an ordinary ControlNet begins after that one's training."""
-        own = History.of(self.folder)
-        before = sum(History.of(run).seconds for run in self._needed_runs())
-        return replace(own, seconds=before + own.seconds, curve=tuple((before + at, score) for at, score in own.curve))
+        return History.of(self.folder).after(sum(History.of(run).seconds for run in self._needed_runs()))
 
     def _needed_runs(self) -> set[Path]:
         is_aware = self.recipe.method in AWARE_TEACHERS
@@ -109,7 +109,7 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
     cells: list[Cell] = []
     for entry in sorted(entries, key=lambda entry: entry.method in AWARE_TEACHERS):
         given = [*settled, *(change.partition("=")[0] for change in entry.changes)]
-        own = [f"method={entry.method}", f"name={entry.label.replace('@', '-')}"]
+        own = [f"method={entry.method}", f"name={re.sub('[@+]+', '-', entry.label)}"]
         if entry.method in ("dsm", "nct", "redistill"):  # a branch's warm-up belongs to JDM's recipe
             own += _plain_start(common)
         if entry.method in ("dsm", "nct"):  # they train a branch alone

@@ -120,12 +120,22 @@ def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, high
 
 
 def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> str:
-    """Adherence on validation by minutes of training."""
-    lines = [(cell, [(seconds / 60, score) for seconds, score in cell.history().curve]) for cell in cells]
-    lines = [(cell, points) for cell, points in lines if points]
-    if not lines:
-        return ""
-    place, frame = _frame([p for _, points in lines for p in points], "minutes of training", f"{headline} (val)")
+    """All that validation measured, by minutes of training: one picture each, the headline first."""
+    histories = [(cell, cell.history()) for cell in cells]
+    first = next((title for _, history in histories for title in history.curves), "")
+    pictures = []
+    for title in dict.fromkeys(title for _, history in histories for title in history.curves):
+        lines = [
+            (cell, [(seconds / 60, value) for seconds, value in history.curves[title]])
+            for cell, history in histories
+            if title in history.curves
+        ]
+        pictures.append(_curve(f"{headline if title == first else title} (val)", lines, colors))
+    return "".join(pictures)
+
+
+def _curve(title: str, lines: Sequence[tuple[Cell, list[tuple[float, float]]]], colors: Mapping[str, str]) -> str:
+    place, frame = _frame([p for _, points in lines for p in points], "minutes of training", title)
     drawn = []
     for cell, points in lines:
         color = colors[cell.label]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def build(session: Session) -> Any:
             button.click(chosen(choice), [position], shown, api_name=f"choose_{choice or 'nothing'}")
         page.load(show, None, shown, api_name="show")
     return page
+
+
+def require_ready(port: int) -> None:
+    """Raises JdmError without gradio, or if the port is taken: told before pictures are drawn."""
+    _gradio()
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just left is free
+        try:
+            one.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as problem:
+            raise JdmError(f"port {port} cannot be had: {problem}", hint="give another: --port 7861") from problem
 
 
 def serve(session: Session, pictures: Path, port: int, wait: bool = True) -> Any:

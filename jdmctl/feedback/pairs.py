@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,19 +90,21 @@ def _pair(row: dict[str, Any], folder: Path, line: int) -> Pair | str:
     """The pair of a row, or what is wrong with it."""
     if missing := [name for name in FIELDS if row.get(name) in (None, "")]:
         return f"no {', '.join(missing)}"
+    if None in row:  # where csv puts what is left over
+        return "more columns than the first line names: quote a text that holds a comma"
     wrong = []
     label = str(row["preferred"]).strip().lower()
     label = label.removesuffix(".0")
     if label not in LABELS:
         wrong.append(f"preferred is {row['preferred']!r}, not a, b or tie")
     split = row.get("split") or None
-    if split is not None and split not in SPLITS:
+    if split is not None and not (isinstance(split, str) and split in SPLITS):
         wrong.append(f"split is {split!r}, not train or held_out")
     texts = [row[name] for name in FIELDS[:3]]
     if not all(isinstance(text, str) for text in texts):
         return "; ".join([*wrong, "prompt, image_a and image_b must be strings"])
     image_a, image_b = folder / texts[1], folder / texts[2]
-    wrong += [f"no file {image}" for image in (image_a, image_b) if not image.is_file()]
+    wrong += [f"no file {image}" for image in (image_a, image_b) if not os.path.isfile(image)]  # however long its name
     if image_a == image_b:
         wrong.append(f"{image_a} against itself")
     if wrong:
@@ -135,8 +138,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
     except UnicodeDecodeError as reason:
         raise BadInputError(f"{path} is not UTF-8 text: {reason}", hint="save it as UTF-8") from reason
     if path.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text))
-        yield from ((reader.line_num, row) for row in reader)
+        yield from _csv_rows(text)
         return
     for number, line in enumerate(text.split("\n"), start=1):  # not splitlines: a prompt may hold U+2028
         if not line.strip():
@@ -147,3 +149,20 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
             yield number, f"not valid json ({reason.msg} at column {reason.colno})"
         else:
             yield number, row if isinstance(row, dict) else "not an object {...}"
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """(line that a row begins on, row), or what is wrong with it; nothing more is read after a broken one."""
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    line = 1
+    try:
+        columns = reader.fieldnames or ()
+        if missing := [name for name in FIELDS if name not in columns]:
+            yield line, f"no column {', '.join(missing)}; found {', '.join(columns) or 'nothing'}"
+            return
+        line = reader.line_num + 1
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as reason:
+        yield line, f"not valid csv ({reason}): is a quote that it opens not closed?"

@@ -12,6 +12,7 @@ from jdmctl.errors import BadInputError
 from jdmctl.rewards.folders import require_weights
 from jdmctl.rewards.image_text import ImageTextEncoder
 
+ENCODER = "openai/clip-vit-large-patch14"
 _WIDTHS = (1024, 128, 64, 16, 1)
 _DROPOUTS = (0.2, 0.2, 0.1)  # after the first three; they only matter for the layers' numbers
 
@@ -19,24 +20,25 @@ _DROPOUTS = (0.2, 0.2, 0.1)  # after the first three; they only matter for the l
 class Aesthetic:
     """About 1 to 10, from people's ratings; the caption is not read.
 
-    `encoder` is the CLIP that the head was made for (openai/clip-vit-large-patch14), `head` a
-    safetensors file, or a folder with one, with the weights of either predictor: linear (`weight`,
-    `bias`; github.com/LAION-AI/aesthetic-predictor) or five layers (`layers.0.weight` ...;
-    github.com/christophschuhmann/improved-aesthetic-predictor). Both take the unit vector.
+    `folder` is what `jdmctl reward convert sac+logos+ava1-l14-linearMSE.pth FOLDER` writes, or a
+    safetensors file, with the weights of either predictor: linear (`weight`, `bias`;
+    github.com/LAION-AI/aesthetic-predictor) or five layers (`layers.0.weight` ...;
+    github.com/christophschuhmann/improved-aesthetic-predictor). Both take the unit vector of the
+    CLIP that they were made for: `encoder`, a folder or hub name.
     """
 
     name = "aesthetic"
     description = "LAION aesthetic predictor: 1 to 10, the caption is not read"
     reads_text = False
 
-    def __init__(self, encoder: str, head: str) -> None:
-        self.head = load_head(head)
+    def __init__(self, folder: str, encoder: str = ENCODER) -> None:
+        self.head = load_head(folder)
         self.encoder = ImageTextEncoder(encoder, reads_text=False)
         expected, found = next(self.head.parameters()).shape[1], self.encoder.network.config.projection_dim
         if expected != found:
             raise BadInputError(
-                f"the aesthetic head {head} takes {expected} numbers, {encoder} gives {found}",
-                hint="give the CLIP that the head was made for: openai/clip-vit-large-patch14 for LAION's",
+                f"the aesthetic head {folder} takes {expected} numbers, {encoder} gives {found}",
+                hint=f"give the CLIP that the head was made for: {ENCODER} for LAION's",
             )
 
     def __call__(self, image: Tensor, texts: Sequence[str] = ()) -> Tensor:
@@ -74,8 +76,9 @@ def load_head(path: str) -> nn.Module:
     """Raises JdmError if there is no such head, or it is a pickle."""
     from safetensors.torch import load_file
 
-    require_weights(path)
     file = Path(path, "model.safetensors") if Path(path).is_dir() else Path(path)
+    if Path(path).exists():
+        require_weights(path)
     if not file.is_file():
         raise BadInputError(f"no aesthetic head at {path}", hint="give a .safetensors file, or a folder with one")
     state = load_file(file)

@@ -62,10 +62,15 @@ def require_weights(source: str) -> None:
     """Check what is on the disk at `source`, if anything, before it is opened.
 
     Raises:
-        MissingWeightsError: it is a pickle, holds only pickles, or is damaged.
+        MissingWeightsError: it is a pickle, holds only pickles, or is damaged; or nothing is there and no hub
+            repository can have that name.
     """
     path = Path(source)
     if not path.exists():
+        if source.startswith((".", "~")) or path.is_absolute():
+            raise MissingWeightsError(
+                f"no folder or file {source}", hint=f"check the path; from here it is {path.absolute()}"
+            )
         return
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     pickles = [file for file in files if file.suffix in PICKLE_SUFFIXES]

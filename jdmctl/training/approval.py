@@ -34,7 +34,7 @@ class Approval:
     adherence: Validation | None = None  # of a student with controls
 
     def measure(self) -> dict[str, float]:
-        """Means over samples of each reward, frechet, recall, diversity (distance in features between two pictures
+        """Means over samples of each reward, frechet, kid, recall, diversity (distance in features between two pictures
         of one prompt), sharpness, saturation, accuracy and the controls' metrics; score and alarm of `Watch`."""
         batches = self.quality.batches
         parts = [self.quality.draw(batch) for batch in batches]
@@ -60,6 +60,9 @@ class Approval:
         wanted = (*self.rewards, "frechet", "diversity", "accuracy")
         controls = self.adherence.headlines(values) if self.adherence else {}
         return {name: values[name] for name in wanted if name in values} | controls
+
+    def watched(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {name: values[name] for name in ("kid", "recall", "sharpness", "saturation")}
 
     def warning(self, values: Mapping[str, Any]) -> str:
         return self.watch.advice() if values.get("alarm") else ""

@@ -1,4 +1,4 @@
-"""Adherence over training as a small picture, drawn without a plotting library."""
+"""What validation measured over training as a small picture, drawn without a plotting library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 480, 200, 70, 24, 24
 
 
 def draw_curve(metrics: Path, target: Path) -> None:
-    """One panel for each control's headline metric on validation, by steps of the last stage."""
-    panels = _read(metrics)
+    """A panel for each headline and each thing watched on validation, by steps of the last stage.
+
+    Red lines stand where something was wrong.
+    """
+    panels, alarms = read_curves(metrics)
     sheet = Image.new("RGB", (_WIDTH, _HEIGHT * len(panels)), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
     for number, (title, points) in enumerate(panels.items()):
@@ -30,17 +33,22 @@ def draw_curve(metrics: Path, target: Path) -> None:
         pen.text((4, bottom - 8), f"{low:.4g}", "black", font)
         pen.text((_LEFT, bottom + 4), "0", "black", font)
         pen.text((_WIDTH - 50, bottom + 4), str(last), "black", font)
+        for step in alarms:
+            x = place(step, low)[0]
+            pen.line([(x, top), (x, bottom)], "red")
         pen.line([place(step, value) for step, value in sorted(points.items())], "navy", 2)
     sheet.save(target)
 
 
-def _read(metrics: Path) -> dict[str, dict[int, float]]:
-    """Headline -> step -> value; what a resumed run did again replaces what it had done before."""
+def read_curves(metrics: Path) -> tuple[dict[str, dict[int, float]], list[int]]:
+    """Title -> step -> value, and the steps of alarms; what a resumed run did again replaces what was before."""
     records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     found = [record for record in records if record["event"] == "validation"]
     panels: dict[str, dict[int, float]] = {}
+    alarmed: dict[int, bool] = {}
     for record in found:
         if record["stage"] == found[-1]["stage"]:
-            for title, value in record["adherence"].items():
+            alarmed[record["step"]] = record.get("alarm", 0) > 0
+            for title, value in (record["adherence"] | record.get("watched", {})).items():
                 panels.setdefault(title, {})[record["step"]] = value
-    return panels
+    return panels, [step for step, rang in alarmed.items() if rang]

@@ -29,7 +29,10 @@ class Measure(Protocol):
         """Numbers; `score` chooses the best checkpoint, higher is better."""
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Those that matter most."""
+        """Those that matter most: told while it trains, and drawn over it."""
+
+    def watched(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Those that are drawn over training too, but not told each time; may be none."""
 
     def warning(self, values: Mapping[str, Any]) -> str:
         """What is wrong with them and what to do, or nothing."""
@@ -83,6 +86,9 @@ class Validation:
             for name, control in self.controls.items()
         }
 
+    def watched(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {}
+
     def warning(self, values: Mapping[str, Any]) -> str:
         return ""
 
@@ -118,7 +124,8 @@ class RunObserver:
 
     def log(self, record: dict[str, Any]) -> None:
         if record["event"] == "validation":
-            record = record | {"adherence": self.validation.headlines(record)}
+            drawn = {"adherence": self.validation.headlines(record), "watched": self.validation.watched(record)}
+            record = record | drawn
             advice = self.validation.warning(record)
         else:
             advice = saturation_advice(record)

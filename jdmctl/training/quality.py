@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jdmctl.evaluation.fidelity import frechet_distance
+from jdmctl.evaluation.fidelity import frechet_distance, kernel_distance
 from jdmctl.evaluation.manifold import precision_and_recall
 from jdmctl.sampling import grid
 from jdmctl.types import Batch, Codec, Student
@@ -38,19 +38,22 @@ class Quality:
         return self.codec.decode(self.student.generate(noise, batch.prompt, batch.conditions)).clamp(0, 1)
 
     def measure(self) -> dict[str, float]:
-        """frechet, precision, recall; the score is -log(frechet)."""
+        """frechet, kid, precision, recall; the score is -log(frechet)."""
         found = self.compare(self.features(torch.cat([self.draw(batch) for batch in self.batches])))
         return found | {"score": -math.log(max(found["frechet"], 1e-12))}
 
     def compare(self, features: Tensor) -> dict[str, float]:
-        """frechet, precision and recall of pictures with features [N, D]."""
+        """frechet, kid, precision and recall of pictures with features [N, D]."""
         within, covered = precision_and_recall(features, self.reference)
         frechet = frechet_distance(features, self.reference)
         shares = {"precision": within.double().mean().item(), "recall": covered.double().mean().item()}
-        return {"frechet": frechet, **shares}
+        return {"frechet": frechet, "kid": kernel_distance(features, self.reference), **shares}
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
         return {name: values[name] for name in ("frechet", "recall")}
+
+    def watched(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {name: values[name] for name in ("kid", "precision")}
 
     def warning(self, values: Mapping[str, Any]) -> str:
         return ""

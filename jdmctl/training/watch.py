@@ -8,6 +8,7 @@ from typing import Any
 
 _FALL = 0.25  # of a held-out reward, in spreads over pictures at the start
 _FRECHET, _DIVERSITY, _LOOKS, _ACCURACY = 1.5, 0.7, 1.5, 0.1
+_LEAST = {"sharpness": 1e-4, "saturation": 0.02}  # of grey or flat pictures twice as little is nothing
 _PENALTY = 1e3  # an alarmed checkpoint is better than another alarmed one only
 
 _ADVICE = "lower rewards.NAME.ratio, set its threshold, show it crops, or add a second reward"
@@ -52,8 +53,8 @@ class Watch:
                 f"pictures of one prompt grew alike: their distance fell from {start['diversity']:.3g} "
                 f"to {now['diversity']:.3g}"
             )
-        for look in ("sharpness", "saturation"):
-            if not 1 / _LOOKS < now[look] / start[look] < _LOOKS:
+        for look, least in _LEAST.items():
+            if not 1 / _LOOKS < max(now[look], least) / max(start[look], least) < _LOOKS:
                 found.append(f"{look} went from {start[look]:.3g} to {now[look]:.3g}")
         if now.get("accuracy", 0.0) < start.get("accuracy", 0.0) - _ACCURACY:
             found.append(f"what prompts state is shown less often: {now['accuracy']:.2f}, was {start['accuracy']:.2f}")
