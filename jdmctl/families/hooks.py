@@ -135,6 +135,11 @@ class FamilyHooks:
         return one_step(self.student_config, self.student.prediction, self.student.noise_scale)
 
     @property
+    def pipeline_timestep(self) -> float:
+        """Of the student's one call, as `one_step_scheduler` counts it."""
+        return round(float(self.student.schedule.timestep(torch.tensor([self.student.student_time]))))
+
+    @property
     def call_options(self) -> dict[str, Any]:
         """Arguments with which its diffusers pipelines draw what the student draws, beside steps and timesteps."""
         return {"guidance_scale": 1.0}
