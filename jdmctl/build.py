@@ -15,13 +15,12 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
+from jdmctl.build_memory import hold_frozen
 from jdmctl.controls.base import Control, load_control
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
-from jdmctl.families.low_precision import hold
 from jdmctl.families.names import family_class
-from jdmctl.families.offload import offload
 from jdmctl.families.standins.write import STAND_INS, write_decoder, write_stand_in
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
@@ -38,8 +37,6 @@ from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
 from jdmctl.types import Energy, EnergyWeights
-
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve(path: str, role: str) -> str:
@@ -74,15 +71,6 @@ def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
     family = build_family(model, "cpu", recipe.memory.share_backbone)
     hold_frozen(recipe, family)
     return family.to(device)
-
-
-def hold_frozen(recipe: Recipe, family: Any) -> None:
-    """Hold the weights of backbones that a recipe leaves frozen as it says, and where."""
-    frozen = [family.teacher, *([] if recipe.student_folder == "student" else [family.student])]
-    if recipe.memory.frozen_precision != "fp32":
-        hold([denoiser.backbone for denoiser in frozen], _DTYPES[recipe.memory.frozen_precision])
-    for denoiser in frozen if recipe.memory.offload else []:
-        offload(denoiser.backbone)
 
 
 def build_trained(

@@ -114,8 +114,7 @@ def _source(recipe: Recipe) -> str:
 
 def _contract(recipe: Recipe, family: Any, license: str) -> Contract:
     origin = _public_name(recipe.model.student or recipe.model.teacher)
-    scheduler, student = family.one_step_scheduler(), family.student
-    timestep = round(float(student.schedule.timestep(torch.tensor([student.student_time]))))
+    scheduler, timestep = family.one_step_scheduler(), family.pipeline_timestep
     pipeline = _pipeline(family.pipeline_class.__name__, bool(recipe.controls))
     call = one_step_call(scheduler, timestep, pipeline) | family.call_options
     if recipe.controls:
@@ -128,7 +127,7 @@ def _contract(recipe: Recipe, family: Any, license: str) -> Contract:
         timestep=timestep,
         scheduler={"_class_name": type(scheduler).__name__} | settings,
         call=call,
-        prediction=student.prediction,
+        prediction=scheduler.config.get("prediction_type", family.student.prediction),
         resolution_px=family.resolution_px,
         license=license or _license(_source(recipe)),
         jdmctl=__version__,

@@ -23,15 +23,16 @@ from jdmctl.build import (
     build_jdm_step,
     build_nct_step,
 )
+from jdmctl.build_memory import encode_alone, encoder_may_rest
 from jdmctl.build_skeletons import is_like_teacher, prepared_roles, skeletons
 from jdmctl.controls.base import Control
 from jdmctl.errors import JdmError
-from jdmctl.families.codec import QuickCodec
+from jdmctl.families.codec import CachedCodec, QuickCodec
 from jdmctl.families.names import family_class
 from jdmctl.families.skeleton import without_weights
 from jdmctl.families.students import student_at
 from jdmctl.recipe import Recipe
-from jdmctl.training.memory import Working, average_bytes, held_bytes, optimizer_bytes, play, weights_of
+from jdmctl.training.memory import Working, average_bytes, held_bytes, optimizer_bytes, play, play_apart, weights_of
 from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.types import Batch, Phase
 from jdmctl.weights import tensor_names
@@ -107,6 +108,9 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
     with skeletons(recipe) as local, without_weights():
         family, said = prepared_roles(local, "cpu")
         notes += said
+        encode = encode_alone(family)
+        if recipe.memory.cache_latents:
+            family.codec = CachedCodec(family.codec, lambda images: torch.randn(len(images), *family.latent_shape))
         phases, made, averaged = _phases(local, family, controls)
         extractors = [value for control in controls.values() for value in vars(control).values()]
         weights = held_bytes(
@@ -128,6 +132,8 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
             phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe), scratch=scratch)
             for phase in phases
         }
+        if recipe.memory.cache_latents:
+            working["new latents"] = play_apart(functools.partial(_encode_one, encode, batch), batch)
     return MemoryPlan(
         {name: size for name, size in weights.items() if size},
         optimizer_bytes({phase.name: phase.parameters for phase in phases}, 8 if is_eight_bit else 32),
@@ -153,6 +159,7 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
         ("memory.gradient_checkpointing=true", lambda r: not r.memory.gradient_checkpointing),
         ("memory.average_on_cpu=true", lambda r: not r.memory.average_on_cpu),
         ("memory.cache_embeddings=true", lambda r: not r.memory.cache_embeddings),
+        ("memory.cache_latents=true", lambda r: not r.memory.cache_latents and encoder_may_rest(r)),
         (f"training.gradient_accumulation_steps={training.batch_size}",
          lambda r: r.training.gradient_accumulation_steps < r.training.batch_size),
         ("memory.share_backbone=true", lambda r: not r.memory.share_backbone and _may_share(r)),
@@ -217,6 +224,13 @@ def _phases(
     decoder = step.codec.vae if isinstance(step.codec, QuickCodec) else None
     made: dict[str, Any] = {"fake score": step.fake_score, "critic": step.critic, "decoder": decoder}
     return [*phases, *step.phases], made, step.student_parameters
+
+
+@torch.no_grad()
+def _encode_one(encode: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> torch.Tensor:
+    """A picture whose latent is not kept yet."""
+    assert batch.images is not None
+    return encode(batch.images[[0]])  # a copy, as the cache makes one
 
 
 def _batch(family: Any, controls: Mapping[str, Control], size: int) -> Batch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from jdmctl.build import build_reward
+from jdmctl.errors import BadInputError
+from jdmctl.evaluation.manifold import NEIGHBOURS
 from jdmctl.recipe import Recipe
 from jdmctl.rewards.base import Reward
 from jdmctl.tinyworld.judge import Judge
@@ -37,18 +39,29 @@ def validation_batches(recipe: Recipe, batches: Batches, val: Samples) -> list[B
     return [source.take("validation", range(at, min(at + _BATCH_SIZE, number))) for at in starts]
 
 
-def build_quality(recipe: Recipe, family: Any, batches: Batches, val: Samples) -> Quality:
-    """On the embedded world in its classifier's features; elsewhere in average-pooled latents of the VAE.
+def build_quality(
+    recipe: Recipe, family: Any, batches: Batches, val: Samples, encode: Callable[[Tensor], Tensor]
+) -> Quality:
+    """On the embedded world in its classifier's features; elsewhere in average-pooled latents, which `encode` makes.
 
     The reference are true pictures: the embedded world's, or those of the validation samples; where there are none,
     what the teacher draws for their prompts.
+
+    Raises:
+        BadInputError: there are too few validation samples to compare.
     """
     number = min(recipe.data.num_validation_samples, len(val))
+    if number <= NEIGHBOURS:
+        raise BadInputError(
+            f"validation compares what is drawn for {number} samples, and needs {NEIGHBOURS + 1}",
+            hint=f"give {4 * (NEIGHBOURS + 1)} samples or more, of which a quarter is held out, and "
+            f"--set data.num_validation_samples={NEIGHBOURS + 1} or more",
+        )
 
     @torch.no_grad()
     def pooled(images: Tensor) -> Tensor:
         device = next(family.teacher.parameters()).device
-        latents = [family.codec.encode(part.to(device)) for part in images.split(_BATCH_SIZE)]
+        latents = [encode(part.to(device)) for part in images.split(_BATCH_SIZE)]
         return adaptive_avg_pool2d(torch.cat(latents), 4).flatten(1).double().cpu()
 
     def by_teacher(texts: list[str]) -> Tensor:
@@ -91,9 +104,10 @@ def build_approval(
     rewards: Mapping[str, DifferentiableReward],
     batches: Batches,
     val: Samples,
+    encode: Callable[[Tensor], Tensor],
 ) -> Approval:
     """Of a student with rewards; `family` still draws as it did before training."""
-    quality = build_quality(recipe, family, batches, val)
+    quality = build_quality(recipe, family, batches, val, encode)
     device = batches.device
     heldout = {f"{given.name} (held out)": build_reward(given, device) for given in recipe.heldout_rewards}
     judge, accuracy = _judge(recipe), None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,21 +22,18 @@ from jdmctl.build import (
     prepare_student,
 )
 from jdmctl.build_data import build_samples
+from jdmctl.build_memory import cache_latents, cache_prompts
 from jdmctl.build_quality import build_approval, build_quality, validation_batches
 from jdmctl.controls.base import Control
-from jdmctl.data.cache import ConditionCache
 from jdmctl.errors import RecipeError
-from jdmctl.families.codec import CachedCodec
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import to_yaml
-from jdmctl.tinyworld.world import cache_folder
 from jdmctl.training.adamw import AdamW, eight_bit
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
 from jdmctl.training.energies import RewardEnergy
 from jdmctl.training.observer import Measure, Validation
 from jdmctl.training.plan import OnePhase, Rate, Settings, Stage
-from jdmctl.training.prompts import PromptCache
 from jdmctl.training.run import Run
 from jdmctl.training.state import Stateful
 from jdmctl.training.steps.dsm import DSMStep
@@ -68,10 +64,11 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     family = build_roles(recipe, device)
     train_samples, val_samples, buckets = build_samples(recipe, family, controls, device)
     prepare_student(recipe, family)
+    encode = family.codec.encode  # of pictures that are seen once: nothing is kept
     if recipe.memory.cache_latents:
-        _cache_latents(family)
+        cache_latents(family)
     if recipe.memory.cache_embeddings:
-        _cache_prompts(family, [train_samples, val_samples], device)
+        cache_prompts(family, [train_samples, val_samples], device)
     batches = Batches(
         samples=train_samples,
         encode_prompt=family.encode_prompt,
@@ -110,12 +107,12 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
     if recipe.rewards:
         adherence = _validation(recipe, family, controls, batches, val_samples) if controls else None
         rewards = {energy.name: energy.reward for energy in step.energies if isinstance(energy, RewardEnergy)}
-        validation = build_approval(recipe, family, adherence, rewards, batches, val_samples)
+        validation = build_approval(recipe, family, adherence, rewards, batches, val_samples, encode)
         extra["watch"] = validation.watch
     elif controls:
         validation = _validation(recipe, family, controls, batches, val_samples)
     else:
-        validation = build_quality(recipe, family, batches, val_samples)
+        validation = build_quality(recipe, family, batches, val_samples, encode)
     return Run(
         recipe=to_yaml(recipe),
         stages=stages,
@@ -125,31 +122,6 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         extra=extra,
         products=_products(recipe, family),
     )
-
-
-def _cache_prompts(family: Any, samples: Sequence[Samples], device: torch.device) -> None:
-    """Encode all that a run asks for, then take the text encoders from the device."""
-    empty = family.empty_prompt(1)
-    prompts = PromptCache(cache_folder() / "prompts", family.encode_prompt, device)
-    prompts.fill(["", *(some.text(index) for some in samples for index in range(len(some)))])
-    family.use_prompts(prompts, empty)
-
-
-@torch.no_grad()
-def _cache_latents(family: Any) -> None:
-    """Encode each picture once: alone and in float32, so that no bit depends on its batch or on who asked first.
-
-    What the encoder makes of a ramp of grey stands for it in the key.
-    """
-    codec, device = family.codec, next(family.parts["vae"].parameters()).device
-
-    def encode(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, enabled=False):
-            return torch.cat([codec.encode(image.to(device)) for image in images.float().split(1)])
-
-    ramp = torch.linspace(0, 1, family.resolution_px).expand(1, 3, family.resolution_px, -1)
-    probe = hashlib.sha256(encode(ramp).cpu().numpy().tobytes()).hexdigest()
-    family.codec = CachedCodec(codec, ConditionCache(cache_folder() / "latents", encode, "latents", {"vae": probe}, ""))
 
 
 def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accelerator) -> Balance:

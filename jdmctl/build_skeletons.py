@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from jdmctl.build import build_roles, hold_frozen, prepare_student, resolve
+from jdmctl.build import build_roles, prepare_student, resolve
+from jdmctl.build_memory import hold_frozen
 from jdmctl.errors import MissingWeightsError
 from jdmctl.families.folders import read_config
 from jdmctl.families.names import family_class

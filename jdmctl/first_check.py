@@ -17,7 +17,7 @@ from jdmctl.evaluation.contract import better, distances, other_calls
 from jdmctl.families import FAMILIES
 from jdmctl.families.contract import call_of, require_pair
 from jdmctl.families.identify import identify
-from jdmctl.families.students import students
+from jdmctl.families.students import students, time_of
 from jdmctl.recipe_files import parse_recipe
 from jdmctl.recipe_sections import Model
 from jdmctl.sampling import grid
@@ -94,12 +94,13 @@ class FirstCheck:
         contract = call_of(found)
         if found.family not in FAMILIES:
             return False, f"family {found.family}", "jdmctl has no adapter for it yet: jdmctl students"
-        time = known.student_time if known else (contract.timestep.value or 999) / 999
+        told = contract.timestep.value
+        time = known.student_time if known else 1.0 if not told else time_of(told, contract.prediction.value)
         self.state["model"] = Model(
             family=found.family,
             teacher=self.teacher,
             student=self.student,
-            student_time=min(time, 1.0),
+            student_time=time,
             student_prediction="sample" if known and known.prediction == "sample" else None,
         )
         called = f"at timestep {contract.timestep.value}, {contract.prediction.value}"

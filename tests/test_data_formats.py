@@ -1,6 +1,7 @@
 """Every format comes down to the same rows; what is wrong with one is said at once, with its place."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -214,6 +215,14 @@ def test_what_is_no_data_set(tmp_path, options):
         find_format(str(tmp_path / "a"))
     assert "captions" in caught.value.hint
     assert find_format("owner/name") == "hub"
+
+
+def test_a_misspelt_path_is_not_taken_for_a_hub_name_alone(options, monkeypatch):
+    """Without the library `datasets`, which nobody needs for a folder."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(BadInputError, match="no folder data/fotos, and no file either") as told:
+        open_rows("data/fotos", options)
+    assert told.value.hint.startswith("check the path")
 
 
 def test_size_of_a_turned_picture():

@@ -11,10 +11,12 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from jdmctl.build import build_family
+from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
 from jdmctl.comparison.contest import build_base
-from jdmctl.errors import RecipeError
+from jdmctl.errors import BadInputError, RecipeError
 from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.training.run import make_accelerator
 from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.training.teacher_samples import TeacherSamples
 from jdmctl.types import Batch
@@ -116,6 +118,14 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders,
 def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     loaded = {file.name: load_file(file) for file in checkpoint.glob("*.safetensors")}
     return {f"{file} {name}": value for file, tensors in loaded.items() for name, value in tensors.items()}
+
+
+def test_too_few_pictures_to_validate_on_are_told_before_training(in_tiny_world, photos):
+    """A quarter of twelve is held out; each drawn picture is compared by its third neighbour."""
+    recipe = load_recipe("tiny/distill", [*QUICK, "data.source=images", f"data.path={photos}"])
+    with pytest.raises(BadInputError, match="for 3 samples, and needs 4") as raised:
+        build_run(recipe, make_accelerator("cpu", "fp32"))
+    assert "give 16 samples or more" in raised.value.hint
 
 
 def test_recipes_find_their_own_command(in_tiny_world, monkeypatch, capsys):

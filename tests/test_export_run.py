@@ -15,7 +15,7 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
-    SCMScheduler,
+    SanaControlNetModel,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -26,6 +26,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import T5Tokenizer
 
+import jdmctl.build_export
 import jdmctl.export.check
 import jdmctl.export.plain
 from jdmctl.build import build_roles, build_student, prepare_student
@@ -347,9 +348,62 @@ def test_a_pipeline_that_cannot_be_told_the_students_time():
         one_step_call(scheduler, 750, "FluxPipeline")
 
 
-def test_a_student_in_angles_is_refused():
-    with pytest.raises(BadInputError, match="SANA-Sprint"):
-        one_step_call(SCMScheduler(), 1000, "SanaSprintPipeline")
+@pytest.fixture
+def sprint(tmp_path):
+    """What a recipe says of a SANA and its SANA-Sprint, and the folder of that one."""
+    STAND_INS["sana"].write(tmp_path)
+    model = {"family": "sana", "teacher": str(tmp_path / "teacher"), "student": str(tmp_path / "student")}
+    return model, tmp_path / "student"
+
+
+@pytest.mark.parametrize(
+    ("trainable", "told", "angle"), [("full", {}, 1.5708), ("lora", {"student_timestep": 900}, 1.46014)]
+)
+def test_a_sana_sprint_is_called_at_its_angle_with_the_guidance_it_is_told(
+    sprint, trainable, told, angle, tmp_path, jdmctl_command, monkeypatch
+):
+    """Of the network's 0.9 it is atan(0.9 / 0.1), and the noise is smaller there. Without intermediate_timesteps: None
+    its pipeline refuses one step, with guidance 1 it draws something else. The first in a process of its own."""
+    model, student = sprint
+    run = finished_run(tmp_path / "run", student, trainable, (), model | told)
+    if told:
+        run_plain_here(monkeypatch)
+    code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--json")
+    assert code == 0, error
+    assert json.loads(text)["largest_difference"]["folders"] <= 1 / 255
+    contract = contract_of(tmp_path / "out" / ("student" if trainable == "full" else "student_lora"))
+    assert (contract.pipeline, contract.timestep, contract.prediction) == ("SanaSprintPipeline", angle, "trigflow")
+    assert contract.scheduler["_class_name"] == "SCMScheduler"
+    asked = {"num_inference_steps": 1, "max_timesteps": angle, "intermediate_timesteps": None, "guidance_scale": 4.5}
+    assert contract.call.items() >= asked.items()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert all(f"    {key}={value}," in card for key, value in asked.items())
+
+
+def test_the_check_sees_a_sana_sprint_at_another_angle(sprint, tmp_path, jdmctl_command, monkeypatch):
+    model, student = sprint
+    run = finished_run(tmp_path / "run", student, "full", (), model)
+    run_plain_here(monkeypatch)
+    other = {"num_inference_steps": 1, "max_timesteps": 1.56, "intermediate_timesteps": None}
+    monkeypatch.setattr(jdmctl.build_export, "one_step_call", lambda *_: other)
+    left, _, _ = jdmctl_command("export", run, "-o", tmp_path / "out")
+    assert "its network is called at [1.5" in str(left) and "not at [1.5708]" in str(left)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_branch_of_a_sana_sprint_is_exported_for_jdmctl_alone(sprint, tmp_path, jdmctl_command):
+    """diffusers has SanaControlNetPipeline, which does not call a SANA-Sprint as it must be."""
+    model, student = sprint
+    run = finished_run(tmp_path / "run", student, "frozen", ("canny",), model)
+    code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--check", "--json")
+    assert code == 0, error
+    assert json.loads(text)["largest_difference"] is None
+    contract = contract_of(tmp_path / "out" / "controlnet")
+    assert (contract.pipeline, contract.timestep, contract.control) == ("", 1.5708, "canny")
+    theirs = SanaControlNetModel.from_pretrained(tmp_path / "out" / "controlnet").state_dict()
+    ours = SanaControlNetModel.from_pretrained(run / "controlnet").state_dict()
+    assert theirs.keys() == ours.keys() and all(torch.equal(theirs[name], value) for name, value in ours.items())
+    assert "diffusers has no pipeline that takes such a control branch" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_no_contract(tiny_folders):

@@ -1,6 +1,7 @@
 """The first check of a student, on the embedded world that comes with jdmctl."""
 
 import json
+from itertools import islice
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from jdmctl.build import build_family
 from jdmctl.cli.doctor import doctor
 from jdmctl.errors import JdmError
 from jdmctl.evaluation.contract import better, distances, other_calls, spectral_distance
+from jdmctl.families.standins.write import STAND_INS
+from jdmctl.first_check import FirstCheck
 from jdmctl.recipe_sections import Model
 from jdmctl.training.draws import SampleDraws
 
@@ -47,6 +50,14 @@ def test_doctor_with_a_student(tmp_path, capsys):
     assert len(checks) == 6 and all(row["ok"] for row in checks.values()), checks
     assert (tmp_path / "check" / "one-step.png").is_file()
     assert (tmp_path / "check" / "run" / "controlnet" / "config.json").is_file()
+
+
+def test_the_angle_of_an_unknown_sana_sprint_is_pure_noise(tmp_path):
+    """1.5708, and no timestep near 0."""
+    STAND_INS["sana"].write(tmp_path)
+    check = FirstCheck(str(tmp_path / "student"), str(tmp_path / "teacher"), "cpu", tmp_path / "check")
+    assert all(one.ok for one in islice(check.run(), 2))
+    assert check.state["model"].student_time == 1
 
 
 def test_doctor_stops_at_the_first_check_that_fails(tmp_path, capsys):

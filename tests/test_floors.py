@@ -27,6 +27,7 @@ FLOORS = {
     "recipe_files": 4,
     "build": 4,
     "build_plan": 4,
+    "build_memory": 4,
     "build_skeletons": 4,
     "first_check": 4,
     "build_export": 4,

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from jdmctl.cli.inspect import inspect
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.families.contract import call_of, require_pair
+from jdmctl.families.folders import require_pipeline
 from jdmctl.families.identify import identify
 from jdmctl.families.students import students
 
@@ -79,6 +80,25 @@ def test_students_of_other_families(tmp_path):
     sana = identify(pipeline(tmp_path / "c", "SanaSprintPipeline", scm, transformer={"num_layers": 28}))
     assert [one.student for one in (sdxl, flux, sana)] == ["sdxl-turbo", "flux-schnell", "sana-sprint-0.6b"]
     assert [call_of(one).timestep.value for one in (sdxl, flux, sana)] == [999, 1000, 1.5708]
+
+
+@pytest.mark.parametrize(("kind", "is_told", "wanted"), [("SanaSprintPipeline", True, 4.5), ("FluxPipeline", True, 3.5),
+                                                         ("SanaPipeline", False, 0)])  # fmt: skip
+def test_a_network_that_is_told_its_guidance_gets_its_pipelines(tmp_path, kind, is_told, wanted):
+    """Of students that nobody has registered: jdmctl calls them so, and so does their pipeline by default."""
+    scheduler = {"_class_name": "SCMScheduler" if "Sprint" in kind else "FlowMatchEulerDiscreteScheduler"}
+    found = identify(pipeline(tmp_path / "mine", kind, scheduler, transformer={"guidance_embeds": is_told}))
+    assert call_of(found).guidance_scale.value == wanted
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("FluxPipeline", "--set model.family=flux,"), ("MyPipeline", "that fits it")]
+)
+def test_a_folder_of_another_family_names_its_own(tmp_path, kind, says):
+    pipeline(tmp_path / "x", kind)
+    with pytest.raises(BadInputError, match=f"student .* is a {kind}") as told:
+        require_pipeline(tmp_path / "x", "student", ("StableDiffusionPipeline",))
+    assert says in told.value.hint
 
 
 def test_a_student_with_another_familys_teacher_is_refused(tmp_path):

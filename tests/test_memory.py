@@ -1,6 +1,8 @@
 """What the switches of a recipe's memory section do to a run, on the random world; tests/test_family_contract.py has
 frozen halves, checkpoints and a shared backbone for every family."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import AutoencoderTiny
@@ -141,6 +143,17 @@ def test_latents_are_encoded_once(in_tiny_world, monkeypatch):
     monkeypatch.setattr(LatentCodec, "encode", lambda self, image: asked.append(len(image)) or encode(self, image))
     assert torch.equal(latents()[2], first)
     assert asked == [1]  # the ramp that tells which encoder it is
+
+
+def test_drawings_are_measured_and_their_latents_not_kept(in_tiny_world):
+    """Each validation draws others: kept, they would fill the disk."""
+    few = ["data.source=prompts", "data.path=prompts.txt", "memory.cache_latents=true", "training.teacher_steps=1"]
+    Path("prompts.txt").write_text("\n".join(f"picture {number}" for number in range(16)))
+    run = build_run(load_recipe("tiny/distill", few), make_accelerator("cpu", "fp32"))
+    assert run.validation.measure()["frechet"] > 0
+    assert len(list((in_tiny_world / "cache" / "latents").rglob("*.npz"))) == 0
+    run.stages[-1].step.codec.encode(torch.rand(1, 3, 64, 64))
+    assert len(list((in_tiny_world / "cache" / "latents").rglob("*.npz"))) == 1
 
 
 @pytest.mark.parametrize("changes", [["student.trainable=lora"], ["student.trainable=full"]])

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from jdmctl.build import build_family
+from jdmctl.build_memory import cache_latents
 from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError, JdmError
 from jdmctl.families.names import family_class, family_names
@@ -94,6 +95,15 @@ def test_one_step_and_a_branch_at_its_start(family):
     torch.testing.assert_close(drawn, (noise - sigma * epsilon) / alpha, rtol=1e-4, atol=1e-4)
     family.add_control_branch("canny")
     assert torch.equal(family.student.generate(noise, prompt, {"canny": torch.rand(2, 3, 16, 16)}), drawn)
+
+
+def test_latents_are_kept_where_there_is_no_vae_too(family, tmp_path, monkeypatch):
+    monkeypatch.setenv("JDMCTL_CACHE", str(tmp_path / "cache"))
+    pictures = torch.rand(2, 3, family.resolution_px, family.resolution_px)
+    wanted = family.codec.encode(pictures)
+    cache_latents(family)
+    assert torch.equal(family.codec.encode(pictures), wanted) and family.image_encoder is None
+    assert len(list((tmp_path / "cache" / "latents").rglob("*.npz"))) == 2
 
 
 def test_its_students_come_as_folders_or_weights_alone(own_family, family, tmp_path):

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file
 
 from jdmctl import build_plan
+from jdmctl.build import build_roles
 from jdmctl.build_plan import MemoryPlan, plan_memory, suggestions
 from jdmctl.build_run import build_run
 from jdmctl.cli.plan import plan
 from jdmctl.errors import JdmError
+from jdmctl.families.offload import offloaded_weights
 from jdmctl.families.standins.write import STAND_INS
 from jdmctl.objectives.guidance import Guided
 from jdmctl.recipe_files import load_recipe, parse_recipe
@@ -25,6 +27,7 @@ LORA = "fake_score.trainable=lora"
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the extra 8bit")
 OFFLOAD = "memory.offload=true"
 EIGHT_BIT = "memory.optimizer=adamw_8bit"
+LATENTS = "memory.cache_latents=true"
 LOW_MEMORY = [
     "memory.gradient_checkpointing=true",
     "memory.average_on_cpu=true",
@@ -53,6 +56,7 @@ def allocated(update) -> int:
         ("tiny/lowres", ["training.precision=bf16", "training.gradient_accumulation_steps=2", LORA]),
         ("tiny/canny", ["training.precision=bf16", LORA, *LOW_MEMORY]),
         ("tiny/canny", ["training.precision=bf16", LORA, *LOW_MEMORY, OFFLOAD]),
+        ("tiny/canny", ["training.precision=bf16", LORA, *LOW_MEMORY, LATENTS]),
         pytest.param("tiny/canny", ["training.precision=fp32", EIGHT_BIT], marks=needs_bitsandbytes),
     ],
 )
@@ -82,6 +86,10 @@ def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
         assert planned.working[phase.name].backward == pytest.approx(measured, rel=0.1), phase.name
         state.optimizers[phase.name].step()
         state.optimizers[phase.name].zero_grad(set_to_none=True)
+    if recipe.memory.cache_latents:
+        codec, other = run.stages[-1].step.codec, torch.rand(1, 3, 64, 64)
+        new = allocated(lambda: (run.batches.batch("dsm", 0), codec.encode(other)))
+        assert planned.working["new latents"].backward == pytest.approx(new, rel=0.1)
     moments = [t for one in state.optimizers.values() for s in one.state.values() for t in s.values()]
     assert planned.optimizer == held_bytes({"all": [t for t in moments if torch.is_tensor(t)]})["all"]
     state.enter(0, run.stages[-1].averaged)
@@ -154,22 +162,32 @@ def test_switches_come_one_by_one_until_it_fits(in_tiny_world, monkeypatch):
         return load_recipe("tiny/distill", [*SMALL, "training.precision=fp32", *chosen])
 
     def by_pieces(recipe):
-        """20 GiB, and as much less as there are switches set."""
+        """21 GiB, and as much less as there are switches set."""
         memory = recipe.memory
         used = (recipe.training.gradient_accumulation_steps > 1, recipe.training.precision == "bf16",
                 recipe.fake_score.trainable == "lora", memory.gradient_checkpointing, memory.average_on_cpu,
-                memory.cache_embeddings, memory.offload, memory.frozen_precision == "bf16", memory.decoder != "",
+                memory.cache_embeddings, memory.cache_latents,
+                memory.offload, memory.frozen_precision == "bf16", memory.decoder != "",
                 memory.optimizer != "adamw")  # fmt: skip
-        return MemoryPlan({}, 0, 0, {"a": Working(0, (20 - sum(used)) * 2**30, 0)})
+        return MemoryPlan({}, 0, 0, {"a": Working(0, (21 - sum(used)) * 2**30, 0)})
 
     monkeypatch.setattr(build_plan, "plan_memory", by_pieces)
     found = list(suggestions(load(["fake_score.trainable=full"]), load, gibibytes=0))
     assert [one[-1] for one, _ in found] == [
-        *LOW_MEMORY[:3], "training.gradient_accumulation_steps=4", OFFLOAD, "training.precision=bf16", LOW_MEMORY[3],
-        "memory.decoder=madebyollin/taesd", LORA, EIGHT_BIT,
+        *LOW_MEMORY[:3], LATENTS, "training.gradient_accumulation_steps=4", OFFLOAD, "training.precision=bf16",
+        LOW_MEMORY[3], "memory.decoder=madebyollin/taesd", LORA, EIGHT_BIT,
     ]  # fmt: skip
-    assert [one.peak >> 30 for _, one in found] == list(range(19, 9, -1))
-    assert len(list(suggestions(load([]), load, gibibytes=19))) == 2
+    assert [one.peak >> 30 for _, one in found] == list(range(20, 9, -1))
+    assert len(list(suggestions(load([]), load, gibibytes=20))) == 2
+
+
+def test_kept_latents_take_the_encoder_out_of_the_plan(in_tiny_world):
+    """By what really stays away, and a new picture is encoded apart from any update."""
+    dsm = [*SMALL, "method=dsm", "training.precision=fp32"]
+    encoding, kept = (plan_memory(load_recipe("tiny/softedge", [*dsm, *more])) for more in ([], [LATENTS]))
+    away = offloaded_weights(build_roles(load_recipe("tiny/softedge", [*dsm, LATENTS]), "cpu").parts["vae"])
+    assert encoding.weights["VAE"] - kept.weights["VAE"] == sum(weight.nbytes for weight in away) > 0
+    assert encoding.working.keys() == {"dsm"} and kept.working.keys() == {"dsm", "new latents"}
 
 
 def test_an_unknown_model_is_told(in_tiny_world):

@@ -1,6 +1,7 @@
 """The registry of students: every fact has a source or says that it has none, and diffusers agrees where it can."""
 
 import json
+import math
 from importlib.resources import files
 
 import diffusers
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from jdmctl.cli.students import students as list_or_show
 from jdmctl.errors import BadInputError
-from jdmctl.families.students import Student, find_student, registry, source, students
+from jdmctl.families.students import Student, find_student, registry, source, students, time_of
 
 
 def entry(**changes) -> dict:
@@ -64,6 +65,7 @@ def test_time_of_the_one_call():
     assert students()["dmd2-sdxl-1step"].student_time == pytest.approx(399 / 999)
     for name in ("sd-turbo", "flux-schnell", "sana-sprint-0.6b"):
         assert students()[name].student_time == pytest.approx(1)
+    assert time_of(math.pi / 4, "trigflow") == pytest.approx(0.5)  # as much noise as picture
 
 
 def test_finding_by_name_repository_and_slip():

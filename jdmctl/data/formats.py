@@ -6,6 +6,7 @@ import glob
 import re
 from collections import Counter
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,11 @@ def open_rows(path: str, options: ReadOptions, format: str = "") -> Rows:
         if not Path(path).exists():
             raise BadInputError(f"no folder {path}, and no file either", hint="check the path")
         return read(Path(path))
+    if name == "hub" and find_spec("datasets") is None:  # a path that is misspelt looks like a name there
+        raise BadInputError(
+            f"no folder {path}, and no file either; from the hub it needs the library datasets",
+            hint="check the path, or pip install 'jdmctl[data]'",
+        )
     return read(path if name in ("hub", "webdataset") else Path(path), options)
 
 

@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+NEIGHBOURS = 3  # as the paper has it
 
-def precision_and_recall(a: Tensor, b: Tensor, k: int = 3) -> tuple[Tensor, Tensor]:
+
+def precision_and_recall(a: Tensor, b: Tensor, k: int = NEIGHBOURS) -> tuple[Tensor, Tensor]:
     """Whether each of a lies among b, bool [N], and whether each of b lies among a, bool [M].
 
     For generated features a [N, D] and true ones b [M, D] the means are precision (fidelity) and recall (variety) of

@@ -27,7 +27,7 @@ class Contract:
     student: str  # hub name, or name of the folder, of the pipeline that these weights belong to
     made_from: tuple[str, ...]  # models whose weights these started as: their licences go on to them
     pipeline: str  # diffusers class to draw with, empty where it has none for such a control
-    timestep: int  # of the one call
+    timestep: float  # of the one call, as its scheduler counts; a SANA-Sprint's is an angle in radians
     scheduler: dict[str, Any]  # diffusers config, _class_name included
     call: dict[str, Any]  # arguments of the pipeline beside prompt, condition and generator
     prediction: str = ""  # what the network predicts, in diffusers' words
@@ -52,8 +52,10 @@ class Contract:
             raise BadInputError(f"the contract in {source} is not whole: {reason}", hint="export it again") from reason
 
 
-def one_step_call(scheduler: Any, timestep: int, pipeline: str) -> dict[str, Any]:
+def one_step_call(scheduler: Any, timestep: float, pipeline: str) -> dict[str, Any]:
     """Arguments with which a diffusers pipeline, that has this scheduler, calls its network once, at `timestep`.
+
+    `timestep` is what the scheduler counts in: whole numbers up to 1000, or with an SCMScheduler radians up to pi / 2.
 
     Raises:
         BadInputError: there are none.
@@ -61,10 +63,7 @@ def one_step_call(scheduler: Any, timestep: int, pipeline: str) -> dict[str, Any
     import diffusers
 
     if "intermediate_timesteps" in inspect.signature(scheduler.set_timesteps).parameters:
-        raise BadInputError(
-            "the student is a SANA-Sprint, whose times are angles: export does not know how it is called",
-            hint="the folders in its run are diffusers' own: use them as they are, with intermediate_timesteps=None",
-        )
+        return {"num_inference_steps": 1, "max_timesteps": timestep, "intermediate_timesteps": None}
     scheduler.set_timesteps(1)
     chosen = [round(float(told)) for told in scheduler.timesteps]
     if chosen == [timestep]:

@@ -59,8 +59,9 @@ def draw(job):
         for prompt, seed in zip(job["prompts"], job["seeds"], strict=True):
             generator = torch.Generator().manual_seed(seed)
             pictures += list(pipe(prompt, generator=generator, output_type="np", **asked, **job["call"]).images)
-        told = [round(float(timestep)) for timestep in pipe.scheduler.timesteps]
-        if told != [job["timestep"]]:
+        # SCMScheduler's end with a 0, at which nothing is called; many contracts are of whole numbers
+        told = [float(timestep) for timestep in pipe.scheduler.timesteps[: pipe.scheduler.num_inference_steps]]
+        if len(told) != 1 or abs(told[0] - job["timestep"]) > 5e-4 * job["timestep"]:
             sys.exit(f"its network is called at {told}, not at [{job['timestep']}]")
         drawn[name] = np.stack(pictures)
     np.savez(job["output"], **drawn)

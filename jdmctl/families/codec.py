@@ -46,7 +46,7 @@ class CachedCodec:
     """Another codec, whose latents come from elsewhere: `encode` takes images [B, 3, H, W] and may be on the CPU."""
 
     def __init__(self, codec: Any, encode: Callable[[Tensor], Tensor]):
-        self.vae, self.decode, self._encode = codec.vae, codec.decode, encode
+        self.vae, self.decode, self._encode = getattr(codec, "vae", None), codec.decode, encode
 
     def encode(self, image: Tensor) -> Tensor:
         return self._encode(image).to(image.device)

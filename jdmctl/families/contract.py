@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,10 +113,21 @@ def _own(found: Found) -> StudentCall:
     return StudentCall(
         Told(timestep, f"{name}.set_timesteps(1) with {file}" if name else "not told; give it as model.student_time"),
         Told(prediction, file if prediction else "not told"),
-        Told(0, "assumed: a one-step student needs no guidance"),
+        _guidance(found),
         Told(name, file if name else "not told"),
         Told(*_resolution(found)),
     )
+
+
+def _guidance(found: Found) -> Told:
+    """None is needed, but a network that is told a number gets its pipeline's default."""
+    if not found.facts.get("transformer.guidance_embeds"):
+        return Told(0, "assumed: a one-step student needs no guidance")
+    from jdmctl.families.names import family_class
+
+    pipeline = family_class(found.family).pipeline_class
+    default = inspect.signature(pipeline.__call__).parameters["guidance_scale"].default
+    return Told(default, f"{pipeline.__name__}'s default, which its network is told")
 
 
 def _first_timestep(found: Found) -> float | None:

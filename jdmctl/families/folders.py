@@ -47,9 +47,12 @@ def require_pipeline(folder: str | Path, role: str, accepted: tuple[str, ...]) -
     """Raises BadInputError if `folder` holds another kind of pipeline than those accepted."""
     found = read_config(folder, None, "model_index.json").get("_class_name")
     if found not in accepted:
+        from jdmctl.families.identify import PIPELINES
+
+        right = f"--set model.family={PIPELINES[found]}" if found in PIPELINES else "choose the family that fits it"
         raise BadInputError(
             f"{role} {folder} is a {found}, this family takes {' or '.join(accepted)}",
-            hint="choose the family that fits it (model.family), or another folder",
+            hint=f"{right}, or give another folder",
         )
 
 

@@ -35,6 +35,7 @@ class FamilyHooks:
     lora_targets: ClassVar[tuple[str, ...]]
     layout: ClassVar[torch.memory_format] = torch.channels_last  # of weights; video VAEs cannot have this one
     any_aspect: ClassVar[bool] = False  # pictures may differ in shape: what tells a backbone their size follows x_t
+    encodes_conditions: ClassVar[bool] = False  # control branches are shown latents
     tiny_decoder: ClassVar[str] = ""  # a published AutoencoderTiny for its latents
     index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
 
@@ -86,6 +87,11 @@ class FamilyHooks:
     def make_codec(self) -> Codec:
         return LatentCodec(self.parts["vae"])
 
+    @property
+    def image_encoder(self) -> nn.Module | None:
+        """The part of the codec that only makes latents, if it has one."""
+        return getattr(self.parts.get("vae"), "encoder", None)
+
     def equip(self, denoiser: Any) -> None:
         """Give a denoiser what it needs of the family beside its backbone."""
 
@@ -133,6 +139,11 @@ class FamilyHooks:
     def one_step_scheduler(self) -> Any:
         """The diffusers scheduler that a saved student draws with, in one step from pure noise."""
         return one_step(self.student_config, self.student.prediction, self.student.noise_scale)
+
+    @property
+    def pipeline_timestep(self) -> float:
+        """Of the student's one call, as `one_step_scheduler` counts it."""
+        return round(float(self.student.schedule.timestep(torch.tensor([self.student.student_time]))))
 
     @property
     def call_options(self) -> dict[str, Any]:

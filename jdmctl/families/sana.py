@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,7 +81,10 @@ class Sana(FlowFamily):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        if not self._is_sprint(self.student):
+        if self._is_sprint(self.student):
+            alpha, sigma = self._student_noise()
+            self.student.noise_scale = math.hypot(alpha, sigma)  # SanaSprintPipeline's, and 1 at the last time
+        else:
             self.pipeline_class = SanaPipeline
 
     @property
@@ -88,8 +92,18 @@ class Sana(FlowFamily):
         return 2 ** (len(self.parts["vae"].config.encoder_block_out_channels) - 1)
 
     @property
+    def pipeline_timestep(self) -> float:
+        """Of a SANA-Sprint the angle in radians whose tangent is sigma / alpha."""
+        if not self._is_sprint(self.student):
+            return super().pipeline_timestep
+        alpha, sigma = self._student_noise()
+        return round(math.atan2(sigma, alpha), 5)  # as diffusers has it: 1.57080
+
+    @property
     def call_options(self) -> dict[str, Any]:
-        return super().call_options | {"use_resolution_binning": False}
+        """With the guidance that a SANA-Sprint is told, which is no classifier-free one."""
+        guidance = {"guidance_scale": _GUIDANCE} if self._is_sprint(self.student) else {}
+        return super().call_options | {"use_resolution_binning": False} | guidance
 
     def make_codec(self) -> Codec:
         return AutoencoderCodec(self.parts["vae"])
@@ -112,6 +126,11 @@ class Sana(FlowFamily):
 
     def one_step_scheduler(self) -> Any:
         return SCMScheduler() if self._is_sprint(self.student) else super().one_step_scheduler()
+
+    def _student_noise(self) -> tuple[float, float]:
+        """alpha and sigma at the student's time."""
+        t = torch.tensor([self.student.student_time], dtype=torch.float64)
+        return self.student.schedule.alpha(t).item(), self.student.schedule.sigma(t).item()
 
     @staticmethod
     def _is_sprint(denoiser: DiffusionDenoiser) -> bool:

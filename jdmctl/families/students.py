@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 from importlib.resources import files
 from typing import Annotated, Any, Literal, Self
 
@@ -71,10 +72,18 @@ class Student(Strict):
 
     @property
     def student_time(self) -> float:
-        """The timestep as jdmctl's time in [0, 1]: row 999 of 1000 noise levels, 1000 of a flow and pi/2 are 1."""
-        if self.prediction == "trigflow":
-            return min(self.timestep / 1.5708, 1.0)
-        return self.timestep / (1000 if self.prediction == "flow_prediction" else 999)
+        """The timestep as jdmctl's time."""
+        return time_of(self.timestep, self.prediction)
+
+
+def time_of(timestep: float, prediction: str | None) -> float:
+    """A scheduler's timestep as jdmctl's time in [0, 1]: row 999 of 1000 noise levels, 1000 of a flow and pi/2 are 1.
+
+    The last are a TrigFlow's angles, whose noise is a share sin / (sin + cos) of its picture and noise.
+    """
+    if prediction == "trigflow":
+        return min(math.sin(timestep) / (math.sin(timestep) + math.cos(timestep)), 1.0)
+    return min(timestep / (1000 if prediction == "flow_prediction" else 999), 1.0)
 
 
 class _Registry(Strict):

@@ -24,6 +24,7 @@ from jdmctl.families.transformer import TransformerDenoiser
 class TransformerFamily(Family):
     subfolder = "transformer"
     any_aspect = True
+    encodes_conditions = True
     # Every linear of a transformer's blocks, by the names that diffusers gives them; none has all.
     lora_targets: ClassVar[tuple[str, ...]] = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

@@ -100,7 +100,6 @@ def play(
     them. On a GPU AdamW goes over all at once with a root of each second moment (sum), on a CPU one by one (max). The
     batch is held while it goes on.
     """
-    given = held_bytes({"batch": (t for t in tree_iter(vars(batch)) if isinstance(t, Tensor))})["batch"]
     with PeakBytes() as seen:
         for _ in range(pieces):
             with autocast():
@@ -111,7 +110,14 @@ def play(
     sizes = [_size([p]) for p in trained] or [0]
     for parameter in trained:
         parameter.grad = None
-    return Working(sum(sizes), given + seen.peak, sum(sizes) + scratch(sizes))
+    return Working(sum(sizes), _batch_bytes(batch) + seen.peak, sum(sizes) + scratch(sizes))
+
+
+def play_apart(work: Callable[[], Any], batch: Batch) -> Working:
+    """What is no update: beside the batch it makes only what it returns."""
+    with PeakBytes() as seen:
+        work()
+    return Working(0, _batch_bytes(batch) + seen.peak, 0)
 
 
 class PeakBytes(TorchDispatchMode):
@@ -147,6 +153,10 @@ class PeakBytes(TorchDispatchMode):
             self._alive.pop(key, None)
 
         self._alive[key] = weakref.ref(storage, gone)
+
+
+def _batch_bytes(batch: Batch) -> int:
+    return held_bytes({"batch": (t for t in tree_iter(vars(batch)) if isinstance(t, Tensor))})["batch"]
 
 
 def _size(tensors: Sequence[Tensor]) -> int:
