@@ -151,6 +151,23 @@ def test_what_is_no_model_is_refused(tmp_path):
         identify(tmp_path / "x.bin")
 
 
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        ({"_class_name": "UNet2DConditionModel"} | SD2, "stable_diffusion"),
+        ({"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}, "sdxl"),
+        ({"_class_name": "FluxTransformer2DModel"}, "flux"),
+    ],
+)
+def test_a_backbones_own_folder(tmp_path, config, family):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = identify(tmp_path)
+    assert (found.kind, found.family) == ("backbone", family)
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    with pytest.raises(BadInputError, match="AutoencoderKL, of no family"):
+        identify(tmp_path)
+
+
 def test_the_command(tiny_folders, capsys):
     """On the tiny student: LCM's timestep 999 and v, by its own files; it goes with the tiny teacher."""
     teacher, student = tiny_folders

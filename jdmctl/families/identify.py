@@ -27,6 +27,15 @@ PIPELINES = {
     "ZImagePipeline": "z_image",
     "QwenImagePipeline": "qwen_image",
 }
+BACKBONES = {
+    "UNet2DConditionModel": "stable_diffusion",
+    "PixArtTransformer2DModel": "pixart_alpha",
+    "SD3Transformer2DModel": "sd3",
+    "FluxTransformer2DModel": "flux",
+    "SanaTransformer2DModel": "sana",
+    "ZImageTransformer2DModel": "z_image",
+    "QwenImageTransformer2DModel": "qwen_image",
+}
 # Part of a tensor's name -> family, the first that is found; UNets are told apart by the width of their text.
 _TENSORS = (
     (("noise_refiner.", "cap_embedder."), "z_image"),
@@ -83,6 +92,8 @@ def family_of(source: str | Path) -> str:
 
 
 def _folder(source: str) -> Found:
+    if Path(source, "config.json").is_file():
+        return _backbone(source, read_config(source, None, "config.json"))
     index = read_config(source, None, "model_index.json")
     kind = str(index.get("_class_name", ""))
     plain = kind.replace("ControlNet", "").replace("Img2Img", "").replace("Inpaint", "")
@@ -101,6 +112,19 @@ def _folder(source: str) -> Found:
                 continue  # PixArt-DMD's folder lends its VAE from the teacher
             facts |= {f"{role}.{key}": value for key, value in config.items()}
     return Found(source, "pipeline", PIPELINES[plain], f"model_index.json says {kind}", facts)
+
+
+def _backbone(source: str, config: Mapping[str, Any]) -> Found:
+    kind = str(config.get("_class_name", ""))
+    if kind not in BACKBONES:
+        raise BadInputError(
+            f"{source} is a {kind or 'folder without _class_name'}, of no family that is known here",
+            hint="give the pipeline's folder, or that of a UNet or transformer",
+        )
+    is_sdxl = config.get("addition_embed_type") == "text_time"
+    role = "unet" if kind.startswith("UNet") else "transformer"
+    facts = {f"{role}.{key}": value for key, value in config.items()}
+    return Found(source, "backbone", "sdxl" if is_sdxl else BACKBONES[kind], f"config.json says {kind}", facts)
 
 
 def _file(path: Path) -> Found:
