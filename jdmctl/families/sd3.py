@@ -79,4 +79,5 @@ class SD3(FlowFamily):
 
     def equip(self, denoiser: Any) -> None:
         super().equip(denoiser)
-        denoiser.condition_shift = self.codec.shift * self.codec.scale
+        own = self.parts["vae"].config  # a run's codec may be another
+        denoiser.condition_shift = (own.get("shift_factor") or 0.0) * own.scaling_factor
