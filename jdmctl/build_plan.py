@@ -79,8 +79,8 @@ class Draws:
         return torch.rand(self.size)
 
 
-def plan_memory(recipe: Recipe, foreach: bool = True) -> MemoryPlan:
-    """What a run of the recipe will hold; `foreach` is how AdamW goes on a GPU, and not on a CPU.
+def plan_memory(recipe: Recipe) -> MemoryPlan:
+    """What a run of the recipe will hold.
 
     Networks of controls and rewards are read if they are there; if not, they are left out and a note says so. Played in
     a process of its own: one in which torch 2.13 has played with fake tensors crashes later, now and then.
@@ -90,7 +90,7 @@ def plan_memory(recipe: Recipe, foreach: bool = True) -> MemoryPlan:
     for _ in range(_TRIES):
         try:
             with ProcessPoolExecutor(1, get_context("spawn"), initializer=_say_nothing) as process:
-                return process.submit(_played, recipe, foreach).result()
+                return process.submit(_played, recipe).result()
         except BrokenProcessPool:
             continue
     raise JdmError(f"torch crashed {_TRIES} times while it played the plan", hint="the same command again")
@@ -101,7 +101,7 @@ def _say_nothing() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
-def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
+def _played(recipe: Recipe) -> MemoryPlan:
     controls, notes = present_controls(recipe)
     if is_like_teacher(recipe) and not student_at(recipe.model.student):
         notes += (f"the student {recipe.model.student} is not here: it is counted as one like its teacher",)
@@ -125,12 +125,10 @@ def _played(recipe: Recipe, foreach: bool) -> MemoryPlan:
             }
         )
         pieces = recipe.training.gradient_accumulation_steps
-        is_eight_bit = recipe.memory.optimizer == "adamw_8bit"  # it goes one by one and makes nothing on the way
-        scratch = (lambda sizes: 0) if is_eight_bit else sum if foreach else max
+        is_eight_bit = recipe.memory.optimizer == "adamw_8bit"
         batch = _batch(family, controls, recipe.training.batch_size // pieces)
         working = {
-            phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe), scratch=scratch)
-            for phase in phases
+            phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe)) for phase in phases
         }
         if recipe.memory.cache_latents:
             working["new latents"] = play_apart(functools.partial(_encode_one, encode, batch), batch)

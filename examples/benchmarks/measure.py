@@ -273,7 +273,7 @@ def main() -> None:
         label = " ".join([name, *(f"--set {change}" for change in arguments.overrides)])
         command = f"python examples/benchmarks/measure.py {label} --steps {arguments.steps}"
         how = setup(where if gpu else f"{where}, {torch.get_num_threads()} threads, beside other work")
-        planned = plan_memory(recipe, foreach=bool(gpu))
+        planned = plan_memory(recipe)
         for layout in (recipe, copies_of(recipe)):
             plain = layout is not recipe
             found = measure(layout, plain, arguments.steps)

@@ -52,10 +52,7 @@ def _record(found: MemoryPlan) -> dict[str, Any]:
         "weights_bytes": dict(found.weights),
         "optimizer_bytes": found.optimizer,
         "average_bytes": found.average,
-        "working_bytes": {
-            name: {"gradients": one.gradients, "backward": one.backward, "update": one.update}
-            for name, one in found.working.items()
-        },
+        "working_bytes": {name: {"gradients": one.gradients, "peak": one.peak} for name, one in found.working.items()},
         "peak_bytes": found.peak,
         "fits_gib": [size for size in GPU_SIZES if found.fits(size)],
         "notes": list(found.notes),

@@ -87,13 +87,9 @@ def put_moment(optimizer: Any, index: int, key: str, value: Tensor) -> None:
         )
     if is_eight_bit:
         state[key] = int(value) if key == "step" else state[key].copy_(value)
-    else:
-        like = (
-            parameter.new_empty((), dtype=value.dtype)
-            if key == "step"
-            else torch.empty_like(parameter, dtype=value.dtype)
-        )
-        state[key] = like.copy_(value)
+    else:  # laid out as the parameter; the step, a number, lies where the parameter does
+        like = parameter.new_empty(()) if key == "step" else parameter
+        state[key] = torch.empty_like(like, dtype=value.dtype).copy_(value)
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -78,12 +78,7 @@ class Working:
     """The most bytes that one update of a phase holds at once, beside weights, optimiser and average."""
 
     gradients: int
-    backward: int  # the batch, activations, low-precision copies and gradients, while it goes forward and back
-    update: int  # gradients, and what the optimiser makes on the way
-
-    @property
-    def peak(self) -> int:
-        return max(self.backward, self.update)
+    peak: int  # the batch, activations, low-precision copies and gradients, while it goes forward and back
 
 
 def play(
@@ -92,13 +87,11 @@ def play(
     *,
     pieces: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    scratch: Callable[[Sequence[int]], int] = max,
 ) -> Working:
     """One update of a phase as the loop does it, on real or fake tensors, up to its gradients.
 
-    The optimiser's own update is counted, not played: `scratch` says of the sizes of all gradients what it takes beside
-    them. On a GPU AdamW goes over all at once with a root of each second moment (sum), on a CPU one by one (max). The
-    batch is held while it goes on.
+    The optimiser's own update makes nothing on the way (AdamW is fused, or in eight bits). The batch is held while it
+    goes on.
     """
     with PeakBytes() as seen:
         for _ in range(pieces):
@@ -107,17 +100,17 @@ def play(
             (losses.total / pieces).backward()
             del losses
     trained = [p for p in phase.parameters if p.grad is not None]
-    sizes = [_size([p]) for p in trained] or [0]
+    gradients = _size(trained)
     for parameter in trained:
         parameter.grad = None
-    return Working(sum(sizes), _batch_bytes(batch) + seen.peak, sum(sizes) + scratch(sizes))
+    return Working(gradients, _batch_bytes(batch) + seen.peak)
 
 
 def play_apart(work: Callable[[], Any], batch: Batch) -> Working:
     """What is no update: beside the batch it makes only what it returns."""
     with PeakBytes() as seen:
         work()
-    return Working(0, _batch_bytes(batch) + seen.peak, 0)
+    return Working(0, _batch_bytes(batch) + seen.peak)
 
 
 class PeakBytes(TorchDispatchMode):
