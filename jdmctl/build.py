@@ -28,7 +28,7 @@ from jdmctl.objectives.guidance import ControlGuided, Guided, PromptGuidance
 from jdmctl.objectives.matching import Matching
 from jdmctl.objectives.ratio import RatioNormaliser, SumOverProcesses, alone
 from jdmctl.objectives.score_divergence import ScoreDivergence
-from jdmctl.recipe import AWARE_TEACHERS, NEW_STUDENTS, Recipe
+from jdmctl.recipe import AWARE_TEACHERS, Recipe
 from jdmctl.recipe_sections import SCORE_DIVERGENCES, HeldOutReward, Model
 from jdmctl.rewards.base import Reward, load_reward
 from jdmctl.tinyworld.world import built_form, is_of_world, world_folder
@@ -61,12 +61,12 @@ def build_family(model: Model, device: torch.device | str, share_backbone: bool 
 
 
 def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
-    """The teacher and the student that a run starts with: a new student starts as its teacher.
+    """The teacher and the student that a run starts with: a new student starts as its teacher if nothing is said.
 
     What is held in less than float32 goes to the device as that.
     """
     model = recipe.model
-    if recipe.method in NEW_STUDENTS:
+    if recipe.makes_student:
         model = model.model_copy(update={"student": resolve(model.teacher, "teacher")})
     family = build_family(model, "cpu", recipe.memory.share_backbone)
     hold_frozen(recipe, family)

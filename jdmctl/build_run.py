@@ -33,7 +33,7 @@ from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
 from jdmctl.training.energies import RewardEnergy
 from jdmctl.training.observer import Measure, Validation
-from jdmctl.training.plan import OnePhase, Rate, Settings, Stage
+from jdmctl.training.plan import Phases, Rate, Settings, Stage
 from jdmctl.training.run import Run
 from jdmctl.training.state import Stateful
 from jdmctl.training.steps.dsm import DSMStep
@@ -167,12 +167,12 @@ def _teacher_samples(recipe: Recipe, family: Any, samples: Samples) -> TeacherSa
 
 
 def _jdm_stages(recipe: Recipe, step: JDMStep, balance: Balance) -> list[Stage]:
-    """Warm-up of the fake score, calibration and training."""
+    """Warm-up of the fake score, and beside it of the critic if there is one; calibration and training."""
     training, fake_score = recipe.training, recipe.fake_score
     return [
         Stage(
             "fake-score-warmup",
-            OnePhase(replace(step, fidelity=True), "fake_score"),
+            Phases(replace(step, fidelity=True), ("critic", "fake_score")),
             fake_score.warmup_max_steps,
             "fake-score-warmup",
             until_level=True,

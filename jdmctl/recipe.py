@@ -95,7 +95,7 @@ class Recipe(Section):
             )
         if self.training.regression_steps and self.method != "distill":
             raise ValueError("training.regression_steps is for method: distill")
-        if self.method in NEW_STUDENTS and self.model.student_prediction:
+        if self.makes_student and self.model.student_prediction:
             raise ValueError(f"method: {self.method} makes a student like its teacher: leave out student_prediction")
         names = [control.name for control in self.controls]
         if len(names) != len(set(names)):
@@ -168,6 +168,11 @@ class Recipe(Section):
     def matches_distributions(self) -> bool:
         """Whether a fake score follows the student."""
         return self.method not in ("nct", "dsm")
+
+    @property
+    def makes_student(self) -> bool:
+        """Whether it starts as its teacher. Distilling goes on from a student that is given, a redistillation never."""
+        return self.method == "redistill" or (self.method == "distill" and not self.model.student)
 
     @property
     def needs_critic(self) -> bool:

@@ -52,8 +52,8 @@ class Model(Section):
     family: Annotated[str, _one_of("family", family_names)] = "stable_diffusion"
     teacher: str = Field(description="diffusers pipeline: a folder, a hub name, or tiny")
     student: str = Field(
-        description="made from that teacher; none to distill: likewise, or a backbone's folder, or a .safetensors file "
-        "(owner/name/file on the hub) of a LoRA, of a backbone, or of a whole checkpoint"
+        description="made from that teacher (to distill: to go on from, if there is one): likewise, or a backbone's "
+        "folder, or a .safetensors file (owner/name/file on the hub) of a LoRA, of a backbone, or of a whole checkpoint"
     )
     student_time: Fraction = Field(1.0, description="time of the student's one call; 1 is pure noise (timestep 999)")
     student_timestep: Count | None = Field(None, description="the same time, as the network is told it (DMD2: 399)")

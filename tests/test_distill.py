@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from jdmctl.build import build_family
+from jdmctl.build import build_family, build_roles
 from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
 from jdmctl.comparison.contest import build_base
@@ -74,7 +74,8 @@ def test_a_student_of_a_teacher_and_pictures(in_tiny_world, tiny_folders, many_p
         "-o", "run",
     )  # fmt: skip
     assert out.strip() == "run/student"
-    steps = [record for record in records("run", "step") if record["stage"] == "training"]
+    warmup, *steps = records("run", "step")
+    assert warmup["stage"] == "fake-score-warmup" and {"critic_loss", "fake_score_loss"} <= warmup.keys()
     assert {"fidelity_norm", "critic_loss", "critic_accuracy", "fake_score_loss"} <= steps[0].keys()
     validation = records("run", "validation")[-1]
     assert set(validation["adherence"]) == {"frechet", "recall"} and validation["frechet"] > 0
@@ -118,6 +119,19 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders,
 def _tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     loaded = {file.name: load_file(file) for file in checkpoint.glob("*.safetensors")}
     return {f"{file} {name}": value for file, tensors in loaded.items() for name, value in tensors.items()}
+
+
+def test_a_student_that_is_given_goes_on(in_tiny_world, tiny_folders, many_photos, jdmctl):
+    """What is not trained yet is that student, not the teacher."""
+    teacher, student = tiny_folders
+    words = ("--teacher", teacher, "--data", many_photos, *SET)
+    jdmctl("distill", *words, "-o", "new")
+    jdmctl("distill", *words, "--student", student, "-o", "on")
+    assert records("on", "validation")[0]["frechet"] != records("new", "validation")[0]["frechet"]
+    family = build_roles(load_recipe("on"), "cpu")
+    given = UNet2DConditionModel.from_pretrained(student, subfolder="unet")
+    for ours, theirs in zip(family.student.backbone.parameters(), given.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_too_few_pictures_to_validate_on_are_told_before_training(in_tiny_world, photos):

@@ -10,7 +10,7 @@ from jdmctl.training.adamw import AdamW
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.draws import SampleDraws
 from jdmctl.training.loop import fit
-from jdmctl.training.plan import OnePhase, Settings, Stage
+from jdmctl.training.plan import Phases, Settings, Stage
 from jdmctl.types import Batch, Losses, Phase
 
 TEACHER = torch.tensor([1.0, -2.0, 0.5, 3.0])
@@ -82,7 +82,7 @@ def settings(**changes) -> Settings:
 
 def stages(step: ToyStep, warmup_steps: int = 10, num_steps: int = 20, **changes) -> list[Stage]:
     main = Stage("training", step, num_steps, "step", averaged=(step.student,), **changes)
-    warmup = Stage("fake-score-warmup", OnePhase(step, "fake_score"), warmup_steps, "fake-score-warmup")
+    warmup = Stage("fake-score-warmup", Phases(step, ("fake_score",)), warmup_steps, "fake-score-warmup")
     return [warmup, main] if warmup_steps else [main]
 
 

@@ -32,6 +32,9 @@ def distill(
         str,
         typer.Option("--teacher", "--pretrained_model_name_or_path", help="Pipeline: folder, hub name or tiny."),
     ] = "",
+    student: Annotated[
+        str, typer.Option(help="One-step pipeline to go on from instead of the teacher: folder, hub name or tiny.")
+    ] = "",
     data: TrainDataOption = "",
     divergence: Annotated[str, typer.Option(help="reverse-kl, js ...; jdmctl divergences lists them.")] = "",
     gan_weight: Annotated[float | None, typer.Option(min=0, help="Of a critic's verdict; 0 is without.")] = None,
@@ -57,6 +60,7 @@ def distill(
     """
     changes: dict[str, Any] = {
         "model.teacher": teacher,
+        "model.student": student,
         **data_changes(data),
         "objective.divergence": divergence,
         "objective.gan_weight": gan_weight,

@@ -77,7 +77,7 @@ def scenes(split: str, num: int, folder: Path, wordings: int = 4) -> Pictures:
     else:
         drawn = render(num, SPLIT_SEEDS[split], processes=os.cpu_count() or 1)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial.npz")
+        partial = file.with_suffix(f".{os.getpid()}.npz")  # another process may be drawing the same
         drawn.save(partial)
         partial.replace(file)
     rng = np.random.default_rng(SPLIT_SEEDS[split])

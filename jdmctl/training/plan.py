@@ -78,15 +78,16 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class OnePhase:
-    """A step that is a single phase of another, once a time: for warming that phase up."""
+class Phases:
+    """Some phases of another step, once a time and in this order: for warming them up. What it lacks is left out."""
 
     step: Step
-    phase: str
+    names: tuple[str, ...]
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return tuple(replace(p, repeats=1) for p in self.step.phases if p.name == self.phase)
+        found = {phase.name: replace(phase, repeats=1) for phase in self.step.phases}
+        return tuple(found[name] for name in self.names if name in found)
 
 
 @dataclass(frozen=True)
