@@ -270,7 +270,9 @@ def build_jdm_step(
 
 def build_rewards(recipe: Recipe, device: torch.device | str) -> list[RewardEnergy]:
     """The rewards that a recipe trains on, as energies."""
-    return [RewardEnergy(build_reward(given, device), given.threshold, given.crop) for given in recipe.rewards]
+    return [
+        RewardEnergy(build_reward(given, device), given.threshold, given.crop, given.called) for given in recipe.rewards
+    ]
 
 
 def build_reward(given: HeldOutReward, device: torch.device | str) -> Reward:

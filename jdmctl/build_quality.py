@@ -93,8 +93,8 @@ def build_quality(
 
 def build_judging_rewards(recipe: Recipe) -> dict[str, Reward]:
     """What finished pictures are asked: the rewards of a recipe, and those that it holds out."""
-    trained = {f"reward {given.name}": build_reward(given, "cpu") for given in recipe.rewards}
-    return trained | {f"held-out reward {given.name}": build_reward(given, "cpu") for given in recipe.heldout_rewards}
+    trained = {f"reward {given.called}": build_reward(given, "cpu") for given in recipe.rewards}
+    return trained | {f"held-out reward {given.called}": build_reward(given, "cpu") for given in recipe.heldout_rewards}
 
 
 def build_approval(
@@ -109,7 +109,7 @@ def build_approval(
     """Of a student with rewards; `family` still draws as it did before training."""
     quality = build_quality(recipe, family, batches, val, encode)
     device = batches.device
-    heldout = {f"{given.name} (held out)": build_reward(given, device) for given in recipe.heldout_rewards}
+    heldout = {f"{given.called} (held out)": build_reward(given, device) for given in recipe.heldout_rewards}
     judge, accuracy = _judge(recipe), None
     if judge and recipe.data.source == "tiny":
         number = sum(len(batch) for batch in quality.batches)

@@ -135,12 +135,13 @@ def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accel
         return dict(zip(norms, means.tolist(), strict=True))
 
     named = {energy.name for energy in step.energies}
-    terms: list[schema.Control | schema.Reward] = [*recipe.controls, *recipe.rewards]
-    weighed = [term for term in terms if term.name in named]
+    terms: dict[str, schema.Control | schema.Reward] = {control.name: control for control in recipe.controls}
+    terms |= {reward.called: reward for reward in recipe.rewards}
+    weighed = {name: term for name, term in terms.items() if name in named}
     return Balance(
         weights=step.weights,
-        ratios={term.name: term.ratio for term in weighed},
-        ramp_steps={term.name: term.ramp_steps for term in weighed},
+        ratios={name: term.ratio for name, term in weighed.items()},
+        ramp_steps={name: term.ramp_steps for name, term in weighed.items()},
         measure=measure,
         is_continuous=recipe.objective.balance == "continuous",
     )

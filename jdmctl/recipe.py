@@ -147,12 +147,13 @@ class Recipe(Section):
         return self
 
     def _check_rewards(self) -> None:
-        named = [reward.name for reward in self.rewards]
-        if len(named) != len(set(named)):
-            raise ValueError("rewards: the same reward is named twice")
-        watching = [reward.name for reward in self.heldout_rewards]
-        if len(watching) != len(set(watching)):
-            raise ValueError("heldout_rewards: the same reward is named twice")
+        for where, rewards in (("rewards", self.rewards), ("heldout_rewards", self.heldout_rewards)):
+            called = [reward.called for reward in rewards]
+            if len(called) != len(set(called)):
+                raise ValueError(f"{where}: the same reward is named twice: give one of them a label")
+        both = {reward.called for reward in self.rewards} & {control.name for control in self.controls}
+        if both:
+            raise ValueError(f"a reward and a control are both called {both.pop()}: give the reward another label")
         if self.rewards and self.method != "jdm":
             raise ValueError(f"method: {self.method} takes no rewards")
         if self.rewards and self.student.trainable == "frozen" and not self.controls:

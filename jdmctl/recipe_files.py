@@ -104,7 +104,7 @@ def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), source: 
 
 
 def set_value(values: dict[str, Any], path: str, value: Any) -> None:
-    """Change one value by its path; a control is addressed by name or number: controls.canny.ratio.
+    """Change one value by its path; one of several is addressed by name, label or number: controls.canny.ratio.
 
     Raises RecipeError where the path leads nowhere.
     """
@@ -162,7 +162,7 @@ def _read_yaml(text: str, source: str) -> Any:
 
 
 def _name(item: Any) -> Any:
-    return item.get("name") if isinstance(item, dict) else None
+    return item.get("label") or item.get("name") if isinstance(item, dict) else None
 
 
 def _problems(errors: Sequence[ErrorDetails]) -> list[str]:

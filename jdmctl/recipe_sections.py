@@ -72,7 +72,13 @@ class HeldOutReward(Section):
     """Told while a run trains, and never trained on: what exposes a student that fools its own rewards."""
 
     name: Annotated[str, _one_of("reward", reward_names)]
+    label: str = Field("", description="what to call it, where two have one name")
     options: dict[str, Any] = Field(default_factory=dict, description="of the reward itself")
+
+    @property
+    def called(self) -> str:
+        """Its own among the energies, curves and scores of a run."""
+        return self.label or self.name
 
 
 class Reward(HeldOutReward):

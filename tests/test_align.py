@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
 from jdmctl.cli import app as cli
+from jdmctl.cli.align import _rewards
 from jdmctl.cli.training import plan
 from jdmctl.errors import JdmError, RecipeError
 from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
@@ -227,6 +228,7 @@ def test_where_every_look_was_alarmed_that_is_told(in_tiny_world, many_photos, j
         (["method=dsm", "controls=[{name: canny}]"], "takes no rewards"),
         (["rewards=[{name: brightnes}]"], "did you mean 'brightness'?"),
         (["rewards=[{name: warmth}, {name: warmth}]"], "named twice"),
+        (["rewards=[{name: warmth, label: canny}]", "controls=[{name: canny}]"], "give the reward another label"),
         (["heldout_rewards=[{name: contrast}, {name: contrast}]"], "heldout_rewards: the same reward is named twice"),
         (["rewards=[]", "student.trainable=lora"], "there are none"),
         (["student.trainable=frozen"], "student.trainable is lora or full"),
@@ -244,6 +246,27 @@ def test_recipes_that_cannot_be(changes, problem):
     with pytest.raises(RecipeError) as error:
         parse_recipe(values, changes)
     assert problem in str(error.value)
+
+
+def test_two_rewards_of_one_kind_are_called_by_their_labels(in_tiny_world, many_photos, jdmctl):
+    """Each has a weight of its own, which its label finds."""
+    jdmctl(
+        "align", "--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "warmth", *SET,
+        "--set", "rewards=[{name: warmth}, {name: warmth, label: crops, crop: 0.5}]", "--set", "rewards.crops.ratio=2",
+        "-o", "run",
+    )  # fmt: skip
+    last = records("run", "step")[-1]
+    assert {"warmth_energy", "crops_energy", "warmth_norm", "crops_norm"} <= last.keys()
+    assert {"warmth", "crops"} <= records("run", "validation")[-1].keys()
+    assert last["crops_norm"] > 1.3 * last["warmth_norm"] > 0
+
+
+def test_folders_of_one_kind_of_reward_lend_it_their_names():
+    assert _rewards(["preference=runs/mine", "preference=runs/yours", "clip=c"]) == [
+        {"name": "preference", "options": {"folder": "runs/mine"}, "label": "mine"},
+        {"name": "preference", "options": {"folder": "runs/yours"}, "label": "yours"},
+        {"name": "clip", "options": {"folder": "c"}},
+    ]
 
 
 def test_a_recipe_of_another_command_is_named(in_tiny_world, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -72,8 +73,8 @@ def align(
     changes: dict[str, Any] = {
         "model.student": student,
         "model.teacher": teacher,
-        "rewards": [_reward(text) for text in reward],
-        "heldout_rewards": [_reward(text) for text in heldout],
+        "rewards": _rewards(reward),
+        "heldout_rewards": _rewards(heldout),
         **data_changes(data),
         "student.trainable": trainable,
         "objective.guidance": guidance,
@@ -90,6 +91,13 @@ def align(
             train_and_tell(planned, folder, device, resume, out)
 
 
-def _reward(text: str) -> dict[str, Any]:
-    name, _, folder = text.partition("=")
-    return {"name": name, "options": {"folder": folder}} if folder else {"name": name}
+def _rewards(texts: list[str]) -> list[dict[str, Any]]:
+    """NAME=FOLDER each; of several with one name, the folder's own name is the label."""
+    pairs = [text.partition("=")[::2] for text in texts]
+    names = [name for name, _ in pairs]
+    return [
+        {"name": name}
+        | ({"options": {"folder": folder}} if folder else {})
+        | ({"label": Path(folder).name} if folder and names.count(name) > 1 else {})
+        for name, folder in pairs
+    ]

@@ -34,7 +34,7 @@ def searches(scenes: Scenes, family: Any, recipe: Recipe, more: MorePasses) -> I
     """
     if scenes.controls or not recipe.rewards:
         return
-    liking = scenes.rewards[f"reward {recipe.rewards[0].name}"]
+    liking = scenes.rewards[f"reward {recipe.rewards[0].called}"]
 
     def noises(part: Tensor, name: str = "score") -> Tensor:
         return SampleDraws(recipe.seed, name, part.tolist()).normal("student_noise", family.latent_shape)

@@ -65,6 +65,7 @@ class RewardEnergy:
     reward: DifferentiableReward
     threshold: float | None = None
     crop: float = 1.0
+    label: str = ""  # what to call it; by default its name
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
@@ -72,7 +73,7 @@ class RewardEnergy:
 
     @property
     def name(self) -> str:
-        return self.reward.name
+        return self.label or self.reward.name
 
     def __call__(self, image: Tensor, batch: Batch) -> Tensor:
         if self.reward.reads_text and len(batch.texts) != len(image):
