@@ -77,6 +77,9 @@ def test_a_student_of_a_teacher_and_pictures(in_tiny_world, tiny_folders, many_p
     warmup, *steps = records("run", "step")
     assert warmup["stage"] == "fake-score-warmup" and {"critic_loss", "fake_score_loss"} <= warmup.keys()
     assert {"fidelity_norm", "critic_loss", "critic_accuracy", "fake_score_loss"} <= steps[0].keys()
+    by_time = [known for known in steps[0]["h_by_time"] if known is not None]
+    assert len(steps[0]["h_by_time"]) == 10 and by_time and all(h > 0 for h in by_time)
+    assert len(steps[0]["critic_accuracy_by_time"]) == 10
     validation = records("run", "validation")[-1]
     assert set(validation["adherence"]) == {"frechet", "recall"} and validation["frechet"] > 0
     pipe = StableDiffusionPipeline.from_pretrained("run/student", safety_checker=None)

@@ -119,7 +119,7 @@ def time_bins(t: Tensor, bins: int) -> Tensor:
     return (t * bins).long().clamp(0, bins - 1)
 
 
-def time_histogram(values: Tensor, t: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+def time_histogram(values: Tensor, t: Tensor, bins: int = 10) -> tuple[Tensor, Tensor]:
     """Number of samples and mean of `values` [B] in each slice of t: [bins] twice, mean nan where there are none."""
     where = time_bins(t, bins)
     counts = torch.bincount(where, minlength=bins)
@@ -128,8 +128,8 @@ def time_histogram(values: Tensor, t: Tensor, bins: int) -> tuple[Tensor, Tensor
 
 
 def critic_accuracy(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Share of samples on their right side of 0: 1/2 where critic or student has nothing to learn, 1 is too easy."""
-    return ((real_logits > 0).float().mean() + (fake_logits < 0).float().mean()) / 2
+    """Share of each pair [B] on its right side of 0: 1/2 on average where there is nothing to learn, 1 is too easy."""
+    return ((real_logits > 0).float() + (fake_logits < 0).float()) / 2
 
 
 def weight_diagnostics(log_weight: Tensor, log_ratio: Tensor) -> dict[str, Tensor]:

@@ -158,7 +158,8 @@ class _Loop:
         step = self.state.step
         values, bad_step = self.meter.read()
         if bad_step is not None:
-            names = ", ".join(name for name, value in values.items() if not abs(value) < float("inf"))
+            numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+            names = ", ".join(name for name, value in numbers.items() if not abs(value) < float("inf"))
             raise NonFiniteLossError(
                 f"loss is not finite at {stage.name} step {bad_step} ({names}); "
                 f"last good checkpoint: {self.checkpoints.latest()}",

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,31 +15,42 @@ from torch import Tensor
 
 
 class Meter:
-    """Sums of named scalars since the last reading, and the first step at which one was not finite."""
+    """Sums of named values since the last reading, and the first step at which a scalar was not finite.
+
+    Of a vector, a histogram, each entry has a mean of its own over the times that it was not nan.
+    """
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
+        self._totals: dict[str, Tensor] = {}  # [2, ...]: sums, and of how many
         self._first_bad = torch.full((), torch.inf, device=accelerator.device)
 
     def add(self, step: int, values: Mapping[str, Tensor]) -> None:
         for name, value in values.items():
             value = value.detach().float()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
-            bad = torch.where(value.isfinite(), torch.inf, float(step))
-            self._first_bad = torch.minimum(self._first_bad, bad)
+            if value.ndim:
+                total = torch.stack([value.nan_to_num(), ~value.isnan()])
+            else:
+                total = torch.stack([value, torch.ones_like(value)])
+                bad = torch.where(value.isfinite(), torch.inf, float(step))
+                self._first_bad = torch.minimum(self._first_bad, bad)
+            self._totals[name] = self._totals[name] + total if name in self._totals else total
 
-    def read(self) -> tuple[dict[str, float], int | None]:
-        """The means over all processes since the last reading, and the first step that was not finite, if any."""
-        names = list(self._sums)
-        rows = [self._sums[name] / self._counts[name] for name in names]
-        means = self._accelerator.reduce(torch.stack(rows), "mean") if rows else torch.empty(0)
+    def read(self) -> tuple[dict[str, Any], int | None]:
+        """The means over all processes since the last reading, and the first step that was not finite, if any.
+
+        Of a vector a list, None where there was nothing.
+        """
+        totals = [total.reshape(2, -1) for total in self._totals.values()]
+        sums, counts = self._accelerator.reduce(torch.cat(totals, 1), "sum") if totals else torch.empty(2, 0)
         first_bad = -self._accelerator.reduce(-self._first_bad, "max")
-        *values, bad = torch.cat([means, first_bad.reshape(1)]).tolist()
-        self._sums, self._counts = {}, {}
-        return dict(zip(names, values, strict=True)), None if math.isinf(bad) else int(bad)
+        *values, bad = torch.cat([sums / counts, first_bad.reshape(1)]).tolist()
+        means: dict[str, Any] = {}
+        for name, total in self._totals.items():
+            own, values = values[: total[0].numel()], values[total[0].numel() :]
+            means[name] = [None if math.isnan(mean) else mean for mean in own] if total.ndim > 1 else own[0]
+        self._totals = {}
+        return means, None if math.isinf(bad) else int(bad)
 
 
 def peak_memory(device: torch.device) -> int:

@@ -15,6 +15,7 @@ from jdmctl.objectives.ratio import (
     critic_accuracy,
     critic_loss,
     normalised_weights,
+    time_histogram,
     weight_diagnostics,
 )
 from jdmctl.types import Batch, Codec, Controls, Critic, Losses
@@ -42,7 +43,7 @@ def sample_weights(
         log_ratio = logits if log_likelihood is None else logits + log_likelihood
     log_weight = divergence.log_weight(log_ratio)
     weights = normalised_weights(log_weight, normaliser.sum_over_processes if normaliser else alone)
-    return weights, weight_diagnostics(log_weight, logits)
+    return weights, weight_diagnostics(log_weight, logits) | {"h_by_time": time_histogram(weights, t)[1]}
 
 
 def teach(
@@ -57,7 +58,11 @@ def teach(
     real_logits, fake_logits = (critic(x_t, t, batch.prompt, controls) for x_t, controls in (real, fake))
     total = critic_loss(real_logits, fake_logits)
     accuracy = critic_accuracy(real_logits.detach(), fake_logits.detach())
-    logs = {"critic_loss": total.detach(), "critic_accuracy": accuracy}
+    logs = {
+        "critic_loss": total.detach(),
+        "critic_accuracy": accuracy.mean(),
+        "critic_accuracy_by_time": time_histogram(accuracy, t)[1],
+    }
     if r1_weight:
         x_t, controls = real
         jitter = R1_NOISE * batch.draws.normal("critic_r1_noise", tuple(x_t.shape[1:])).to(x_t)
