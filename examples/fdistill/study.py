@@ -40,7 +40,7 @@ _DIAGNOSTICS = ("critic_accuracy", "h_min", "h_max", "h_ess", "ratio_log_mean")
 
 
 def start_words(folder: Path) -> list[str]:
-    """Regression on 5,000 pairs alone: of the matching a run cannot be without, a single update that moves nothing."""
+    """Regression on 5,000 pairs, and of the matching, which no run can be without, a single update."""
     return _words(
         "tiny/distill_pairs", folder / "regression", 0, "model.student_timestep=999", "training.regression_steps=1600",
         "training.num_steps=1", "data.num_samples=5000", "fake_score.warmup_min_steps=1",
