@@ -17,13 +17,13 @@ def study(monkeypatch):
     monkeypatch.delitem(__import__("sys").modules, "study")  # examples/taste has one too
 
 
-def test_every_arm_is_a_recipe_that_differs_in_its_divergence_gan_and_rate_alone(study):
+def test_every_arm_is_a_recipe_that_differs_in_its_objective_and_rate_alone(study):
     def recipe_of(words):
         changes = [change for flag, change in zip(words, words[1:], strict=False) if flag == "--set"]
         return load_recipe(words[2], changes)
 
     recipes = [recipe_of(study.arm_words(Path("runs"), arm, rate, 0)) for arm in study.ARMS for rate in study.RATES]
-    told = {(r.objective.divergence, r.objective.gan_weight > 0, r.training.learning_rate) for r in recipes}
+    told = {(r.objective.model_dump_json(), r.training.learning_rate) for r in recipes}
     assert len(told) == len(recipes) == len(study.ARMS) * len(study.RATES)
     same = {r.model_copy(update={"objective": None, "training": None}).model_dump_json() for r in recipes}
     assert len(same) == 1 and recipes[0].model.student == "runs/regression/student"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -29,8 +30,10 @@ from jdmctl.tinyworld.world import world_name
 
 DIVERGENCES = ("reverse-kl", "js", "squared-hellinger", "forward-kl")
 GAN_WEIGHT = 0.003
-ARMS = {
-    name + words: (name, weight) for words, weight in (("", 0.0), (" with GAN", GAN_WEIGHT)) for name in DIVERGENCES
+ARMS: dict[str, dict[str, str | float]] = {
+    **{name: {"divergence": name} for name in DIVERGENCES},
+    **{f"{name} with GAN": {"divergence": name, "gan_weight": GAN_WEIGHT} for name in DIVERGENCES},
+    **{f"reverse-kl, guidance {scale}": {"guidance_scale": scale} for scale in (1, 1.5)},  # of the teacher; else 2
 }
 RATES = (5e-5, 1.5e-4)
 USUAL = "reverse-kl"
@@ -49,13 +52,13 @@ def start_words(folder: Path) -> list[str]:
 
 
 def arm_words(folder: Path, arm: str, rate: float, seed: int) -> list[str]:
-    divergence, gan_weight = ARMS[arm]
+    name = arm.translate(str.maketrans(" ", "-", ","))
     return _words(
-        "tiny/distill_pairs", folder / f"{arm.replace(' ', '-')}-{rate:g}-{seed}", seed, "model.student_timestep=999",
+        "tiny/distill_pairs", folder / f"{name}-{rate:g}-{seed}", seed, "model.student_timestep=999",
         f"model.student={folder / 'regression' / 'student'}", "training.regression_steps=0", "training.num_steps=140",
         "training.ema_decay=0.97", "training.validate_every_steps=70", "training.preview_every_steps=140",
         "data.num_samples=6000", f"data.num_validation_samples={NUM_VAL}", f"training.learning_rate={rate:g}",
-        f"objective.divergence={divergence}", f"objective.gan_weight={gan_weight:g}",
+        *(f"objective.{key}={value}" for key, value in ARMS[arm].items()),
     )  # fmt: skip
 
 
@@ -72,10 +75,10 @@ def train(words: list[str]) -> Path:
     return run
 
 
-def search(folder: Path, arms: Sequence[str], results: Path) -> None:
+def search(folder: Path, arms: Sequence[str], rates: Sequence[float], results: Path) -> None:
     """Each arm at each rate, one seed, by the validation of the run itself; and what its critic said at the end."""
     for arm in arms:
-        for rate in RATES:
+        for rate in rates:
             words = arm_words(folder, arm, rate, 0)
             records = [json.loads(line) for line in (train(words) / "metrics.jsonl").read_text().splitlines()]
             last = [record for record in records if record["event"] == "validation"][-1]
@@ -96,21 +99,15 @@ def search(folder: Path, arms: Sequence[str], results: Path) -> None:
 def best_rate(arm: str, searched: Sequence[Row]) -> float:
     """Of the smallest Frechet distance on val."""
     distances = {row.method: row.value for row in searched if row.metric == "frechet" and row.world == world_name()}
-    return min(RATES, key=lambda rate: distances[f"{arm}, rate {rate:g}"])
+    return min(RATES, key=lambda rate: distances.get(f"{arm}, rate {rate:g}", math.inf))
 
 
 def test(folder: Path, arms: Sequence[str], seeds: Sequence[int], num: int, results: Path, searched: Path) -> None:
     """Several seeds of each arm at its best rate, on test, and as shares of reverse KL's."""
     base = build_base(load_recipe(train(start_words(folder))))
     scenes = Asked(num=num).open(base.resolution_px).scenes({}).with_base(base)
-    keep(
-        results,
-        scenes,
-        "before matching",
-        marks_of_runs(scenes, [folder / "regression"], [0]),
-        [0],
-        start_words(folder),
-    )
+    before = marks_of_runs(scenes, [folder / "regression"], [0])
+    keep(results, scenes, "before matching", before, [0], start_words(folder))
     usual: Marks = {}
     for arm in (USUAL, *(arm for arm in arms if arm != USUAL)):
         rate = best_rate(arm, read(searched))
@@ -137,9 +134,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/fdistill"))
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="to search over")
+    parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="to search over")
     parser.add_argument("--test", nargs="+", choices=list(ARMS), help="these, instead of searching")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--num", type=int, default=500, help="test captions")
+    parser.add_argument("--num", type=int, default=1000, help="test captions")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder")
     given = parser.parse_args()
     searched = given.results / "fdistill_search.json"
@@ -147,7 +145,7 @@ def main() -> None:
     if given.test:
         test(given.folder, given.test, given.seeds, given.num, given.results / "fdistill.json", searched)
     else:
-        search(given.folder, given.arms, searched)
+        search(given.folder, given.arms, given.rates, searched)
 
 
 if __name__ == "__main__":
