@@ -1,5 +1,6 @@
 """examples/fdistill: its runs are recipes, and rates are chosen on val."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ def study(monkeypatch):
     import study
 
     yield study
-    monkeypatch.delitem(__import__("sys").modules, "study")  # examples/taste has one too
+    monkeypatch.delitem(sys.modules, "study")  # examples/taste has one too
 
 
 def test_every_arm_is_a_recipe_that_differs_in_its_objective_and_rate_alone(study):

@@ -42,7 +42,8 @@ class Meter:
         Of a vector a list, None where there was nothing.
         """
         totals = [total.reshape(2, -1) for total in self._totals.values()]
-        sums, counts = self._accelerator.reduce(torch.cat(totals, 1), "sum") if totals else torch.empty(2, 0)
+        nothing = torch.empty(2, 0, device=self._first_bad.device)
+        sums, counts = self._accelerator.reduce(torch.cat([nothing, *totals], 1), "sum")
         first_bad = -self._accelerator.reduce(-self._first_bad, "max")
         *values, bad = torch.cat([sums / counts, first_bad.reshape(1)]).tolist()
         means: dict[str, Any] = {}
