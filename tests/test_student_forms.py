@@ -239,7 +239,7 @@ def test_what_a_recipe_may_say_of_its_student():
     for changes, problem in (
         (["model.student_timestep=399", "model.student_time=0.4"], "give one of them"),
         (["model.student_prediction=x0"], "must be epsilon or v_prediction or flow_prediction or sample"),
-        (["method=distill", "controls=[]", "model.student_prediction=sample"], "leave out student_prediction"),
+        (["method=redistill", "model.student_prediction=sample"], "leave out student_prediction"),
         (["model.family=sdx"], "did you mean 'sdxl'"),
     ):
         with pytest.raises(RecipeError, match=problem):
