@@ -48,10 +48,11 @@ def resolve(path: str, role: str) -> str:
 
 
 def build_family(model: Model, device: torch.device | str, share_backbone: bool = False) -> Any:
-    """The teacher and the student of a recipe, on a device."""
+    """The teacher and the student of a recipe, on a device; where no student is named, it is the teacher itself."""
+    teacher = resolve(model.teacher, "teacher")
     return family_class(model.family).load(
-        teacher=resolve(model.teacher, "teacher"),
-        student=resolve(model.student, "student"),
+        teacher=teacher,
+        student=resolve(model.student, "student") if model.student else teacher,
         device=device,
         student_time=model.student_time,
         student_timestep=model.student_timestep,
@@ -67,7 +68,7 @@ def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
     """
     model = recipe.model
     if recipe.makes_student:
-        model = model.model_copy(update={"student": resolve(model.teacher, "teacher")})
+        model = model.model_copy(update={"student": ""})
     family = build_family(model, "cpu", recipe.memory.share_backbone)
     hold_frozen(recipe, family)
     return family.to(device)

@@ -127,8 +127,8 @@ class Recipe(Section):
             raise ValueError("method: redistill has no one-step student yet, so data.source prompts draws no pictures")
         if self.method in ("nct", "dsm") and self.student.trainable != "frozen":
             raise ValueError(f"method: {self.method} trains control branches alone: leave out student.trainable")
-        if self.method in NEW_STUDENTS and self.student.trainable == "lora":
-            raise ValueError(f"method: {self.method} trains all of a new student: leave out student.trainable")
+        if self.method == "redistill" and self.student.trainable == "lora":
+            raise ValueError("method: redistill trains all of a new student: leave out student.trainable")
         if self.method == "redistill" and any(control.branch != "controlnet" for control in self.controls):
             raise ValueError("method: redistill takes its branches from teacher_branch: leave out branch")
         if self.method == "redistill" and wants_dsm:
@@ -197,9 +197,10 @@ class Recipe(Section):
 
     @property
     def student_folder(self) -> str:
-        """What a run leaves of the student itself: a new one, its LoRA, or nothing where it stays frozen."""
-        is_whole = self.method in NEW_STUDENTS or self.student.trainable == "full"
-        return "student" if is_whole else "student_lora" if self.student.trainable == "lora" else ""
+        """What a run leaves of the student itself: its LoRA, all of it, or nothing where it stays frozen."""
+        if self.student.trainable == "lora":
+            return "student_lora"
+        return "student" if self.method in NEW_STUDENTS or self.student.trainable == "full" else ""
 
     @property
     def command(self) -> str:

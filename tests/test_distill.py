@@ -10,12 +10,13 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from jdmctl.build import build_family, build_roles
+from jdmctl.build import build_family, build_roles, build_trained
 from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
 from jdmctl.comparison.contest import build_base
 from jdmctl.errors import BadInputError, RecipeError
 from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.recipe_sections import Model
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.training.teacher_samples import TeacherSamples
@@ -92,6 +93,30 @@ def test_a_student_of_a_teacher_and_pictures(in_tiny_world, tiny_folders, many_p
 
     jdmctl("sample", "run", "-p", "a red box", "-o", "drawn")
     assert Path("drawn/grid.png").exists()
+
+
+def test_a_student_as_a_lora(in_tiny_world, tiny_folders, many_photos, jdmctl):
+    """It makes plain diffusers' pipeline of the teacher draw what the run draws, and is a student to others."""
+    teacher = tiny_folders[0]
+    words = ("--teacher", teacher, "--data", many_photos, "--set", "student.trainable=lora", *SET)
+    assert jdmctl("distill", *words, "--learning-rate", 0.03, "-o", "run").strip() == "run/student_lora"
+    latent = {}
+    noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for name, family in (
+        ("left", build_trained(load_recipe("run"), Path("run"), {})),
+        (
+            "given",
+            build_family(Model(family="stable_diffusion", teacher=str(teacher), student="run/student_lora"), "cpu"),
+        ),
+        ("teacher", build_base(load_recipe("run"))),
+    ):
+        latent[name] = family.student.generate(noise, family.encode_prompt(["a red box"] * 2), {}).detach()
+    assert torch.allclose(latent["left"], latent["given"], atol=1e-5)
+    assert not torch.allclose(latent["left"], latent["teacher"], atol=1e-3)
+
+    jdmctl("sample", "run", "-p", "a red box", "-o", "drawn")
+    jdmctl("export", "run", "-o", "exported", "--check")
+    assert Path("exported/student_lora").exists()
 
 
 @pytest.mark.parametrize("divergence", ["sim", "alpha:0.5"])

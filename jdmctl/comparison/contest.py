@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from jdmctl.build import build_controls, build_family, build_trained, resolve
+from jdmctl.build import build_controls, build_family, build_trained
 from jdmctl.build_quality import build_judging_rewards
 from jdmctl.comparison.heldout import Asked, captioned
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Scenes
@@ -133,11 +133,10 @@ def score_runs(
 
 def build_base(recipe: Recipe) -> Any:
     """The student as it was before a run; for one that was distilled anew, the embedded world's or its teacher."""
-    if recipe.model.student:
-        return build_trained(recipe, None, {})
-    if recipe.model.teacher == "tiny":  # its own student, which knows its own time
-        return build_family(Model(family=recipe.model.family, teacher="tiny", student="tiny"), "cpu")
-    return build_family(recipe.model.model_copy(update={"student": resolve(recipe.model.teacher, "teacher")}), "cpu")
+    model = recipe.model
+    if not model.student and model.teacher == "tiny":  # its own student, which knows its own time
+        model = Model(family=model.family, teacher="tiny", student="tiny")
+    return build_family(model, "cpu")
 
 
 def score_pipeline(folder: Path, asked: Asked, command: str, say: Say) -> list[Row]:
