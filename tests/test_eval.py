@@ -11,8 +11,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from jdmctl.cli import app as cli
+from jdmctl.comparison import contest, heldout
 from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
 from jdmctl.evaluation.manifold import precision_and_recall
+from jdmctl.tinyworld.source import scenes
+from jdmctl.tinyworld.world import SHIPPED
 
 
 def grid_of(n: int, shift: float = 0.0) -> torch.Tensor:
@@ -159,3 +162,27 @@ def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, ti
 )
 def test_what_cannot_be_scored_is_told(evaluate, clip, boxes, words, message):
     assert message in evaluate(*(word.format(boxes=boxes, clip=clip) for word in words), fails=True)
+
+
+def test_the_world_s_own_generators(in_tiny_world, tiny_world, monkeypatch, capsys):
+    """Two noises of each; a student that is its teacher's own weights is one more row, and both are shares of it."""
+    world = Path(shutil.copytree(tiny_world, "world"))
+    shutil.copytree(SHIPPED / "classifier", world / "classifier")
+    (world / "report.json").write_text(json.dumps({"teacher guidance": 1.5}))
+    monkeypatch.setenv("JDMCTL_WORLD", str(world))
+    monkeypatch.setattr(heldout, "samples", lambda split: scenes(split, 24, Path("scenes")))
+    monkeypatch.setattr(contest, "TEACHER_STEPS", 2)
+    words = ["--num", "8", "--seeds", "2", "--student", "tiny/student", "--student", "world/teacher", "--json"]
+    monkeypatch.setattr(sys, "argv", ["jdmctl", "world", "report", *words])
+    with pytest.raises(SystemExit) as left:
+        cli.app()
+    assert not left.value.code
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    found = {(row["method"], row["metric"]): row for row in rows}
+    for student in ("student", "world/teacher"):
+        mean = found[student, "frechet"]["value"] / found["teacher", "frechet"]["value"]
+        assert found[student, "frechet / teacher"]["value"] == pytest.approx(mean, rel=0.1)
+        assert found[student, "frechet"]["seeds"] == [0, 1] and found[student, "frechet"]["passes"] == 1
+    assert found["teacher", "frechet"]["passes"] == 4
+    assert found["student", "frechet"]["value"] != found["world/teacher", "frechet"]["value"]
+    assert "--student world/teacher" in found["student", "frechet"]["command"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -71,14 +72,20 @@ def form(
 def report(
     split: SplitOption = "test",
     num: NumOption = 500,
+    student: Annotated[
+        list[str], typer.Option(help="One-step student of the world's teacher: tiny/student, a folder or a LoRA.")
+    ] = ["tiny/student"],  # noqa: B006
+    seeds: Annotated[int, typer.Option(min=1, help="Times that each draws, from other noise.")] = 3,
     results: ResultsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Measure the world's own teacher and one-step student: stated attributes, Frechet distance, variety."""
+    """Measure the world's teacher and its one-step students: stated attributes, Frechet distance, variety."""
     from jdmctl.comparison.contest import world_rows
     from jdmctl.comparison.heldout import Asked
 
+    words = ["jdmctl", "world", "report", "--split", split, "--num", str(num), "--seeds", str(seeds)]
+    words += [word for one in student for word in ("--student", one)]
     with Output(mode(as_json, quiet)) as out:
-        rows = world_rows(Asked(split=split, num=num), f"jdmctl world report --split {split} --num {num}", out.note)
+        rows = world_rows(Asked(split=split, num=num), student, range(seeds), shlex.join(words), out.note)
         publish(rows, results, out)

@@ -14,6 +14,7 @@ import torch
 from jdmctl.build import build_controls, build_family, build_trained
 from jdmctl.build_quality import build_judging_rewards
 from jdmctl.comparison.heldout import Asked, captioned
+from jdmctl.comparison.marks import Marks
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Scenes
 from jdmctl.comparison.sheet import sheet
 from jdmctl.controls.base import load_control
@@ -22,7 +23,6 @@ from jdmctl.evaluation.bootstrap import mean
 from jdmctl.evaluation.results import Row
 from jdmctl.families.identify import family_of
 from jdmctl.families.names import family_class
-from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
 from jdmctl.recipe_sections import Model
@@ -169,21 +169,31 @@ def score_pictures(folder: Path, asked: Asked, controls: Sequence[str], command:
     return scenes.rows(folder.name, 0, marks, [0], command)
 
 
-def world_rows(asked: Asked, command: str, say: Say) -> list[Row]:
-    """Rows of the world's own generators: the multi-step teacher at its guidance, and the one-step student."""
-    family = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
+def world_rows(asked: Asked, students: Sequence[str], seeds: Sequence[int], command: str, say: Say) -> list[Row]:
+    """Rows of the world's generators, each with noise of several seeds, and of the students as shares of the teacher.
+
+    The multi-step teacher draws at its guidance; students are what recipes call them (tiny/student), or folders.
+    """
+    families = {name: build_family(Model(teacher="tiny", student=name), "cpu") for name in students}
+    family = next(iter(families.values()))
     scenes = asked.open(family.resolution_px).scenes({}).with_base(family)
     scale = world_report()["teacher guidance"]
+    marks: dict[str, Marks] = {}
+
+    def rows_of(method: str, passes: int, drawings: Sequence[Drawing], beside: dict[str, Marks]) -> list[Row]:
+        marks[method] = scenes.marks(drawings)
+        compared = scenes.compared(marks[method], beside)
+        return scenes.rows(method, passes, marks[method] | compared, seeds[: len(drawings)], command)
+
+    rows = rows_of(TRUE, 0, [Drawing(scenes.true_images())], {})
+    rows += rows_of(ROUND_TRIP, 0, [scenes.round_trip(family)], {})
+    say(f"drawing {scenes.num} pictures with the teacher, {len(seeds)} times")
     passes = TEACHER_STEPS * (1 if scale == 1 else 2)
-    rows = []
-    for method, count, draw in (
-        (TRUE, 0, lambda: Drawing(scenes.true_images())),
-        (ROUND_TRIP, 0, lambda: scenes.round_trip(family)),
-        ("teacher", passes, lambda: scenes.draw(family, 0, TEACHER_STEPS, scale)),
-        ("student", 1, lambda: scenes.draw(family, 0)),
-    ):
-        say(f"drawing {scenes.num} pictures: {method}")
-        rows += scenes.rows(method, count, scenes.marks([draw()]), [0], command)
+    rows += rows_of("teacher", passes, [scenes.draw(family, seed, TEACHER_STEPS, scale) for seed in seeds], {})
+    for name, one in families.items():
+        say(f"drawing with {name}")
+        drawings = [scenes.draw(one, seed) for seed in seeds]
+        rows += rows_of(name.removeprefix("tiny/"), 1, drawings, {"teacher": marks["teacher"]})
     found = mean(torch.cat([psnr(family.codec.vae, part) for part in scenes.true_images().split(50)]))
     rows.append(
         Row(scenes.world, "", ROUND_TRIP, 0, "psnr", found.value, found.low, found.high, [0], found.n, command,
