@@ -257,6 +257,7 @@ def build_jdm_step(
         energy_at=objective.energy_at,
         teacher_sees_controls=is_aware,
         divergence=None if is_distance else load_divergence(name),
+        ratio=objective.ratio,
         critic=critic,
         critic_parameters=tuple(critic.parameters()) if critic else (),
         critic_updates=recipe.critic.updates,

@@ -128,6 +128,11 @@ class Objective(Section):
     divergence: Annotated[str, AfterValidator(_known_divergence)] = Field(
         DEFAULT_DIVERGENCE, description="between teacher and student: jdmctl divergences lists them"
     )
+    ratio: Literal["joint", "fidelity"] = Field(
+        "joint",
+        description="what the divergence weighs samples by: teacher and energies against the student, or the teacher "
+        "alone, the energies standing beside it unweighed",
+    )
     gan_weight: NonNegativeFloat = Field(
         0.0, description="of a critic's verdict, beside fidelity as a mean over dimensions"
     )

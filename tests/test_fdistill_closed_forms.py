@@ -42,24 +42,28 @@ class Nodes:
         return torch.full((self.size,), 0.5, dtype=torch.float64)
 
 
-def forces(student: Traced, step: JDMStep, nodes: Nodes) -> tuple[float, float, float]:
-    """The step's gradient in (gain, spread, bias), its batch mean replaced by quadrature, not divided by E[h].
+def forces(student: Traced, step: JDMStep, nodes: Nodes) -> tuple[tuple[float, float, float], float]:
+    """The step's gradient in (gain, spread, bias), its batch mean replaced by quadrature, not divided by mean h.
 
-    The step gives sample i the gradient g_i / B with weights over their plain mean, which is exp(h_log_mean).
+    The step gives sample i the gradient g_i / B with weights over their plain mean, which is exp(h_log_mean); that
+    mean comes second.
     """
     requests = (REQUEST_VARIANCE**0.5 * nodes.c).reshape(-1, 1, 1, 1)
     losses = step.student_loss(Batch(None, {"request": requests}, nodes))
     losses.total.backward()
     mean_h = losses.logs["h_log_mean"].exp().item() if "h_log_mean" in losses.logs else 1.0
     force = nodes.weights * student.x0.grad.flatten() * nodes.size * mean_h
-    return tuple((force * v).sum().item() for v in (requests.flatten(), nodes.z, torch.ones_like(nodes.z)))
+    return tuple((force * v).sum().item() for v in (requests.flatten(), nodes.z, torch.ones_like(nodes.z))), mean_h
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.7])
 @pytest.mark.parametrize("name", SOME)
-def test_the_step_descends_the_divergence(name):
-    """Without energies: d D_f(p_t || q_t) at t = 1/2, p_t and q_t Gaussian, by central differences.
+def test_the_step_descends_the_divergence(name, weight):
+    """d D_f(p_t || q_t) at t = 1/2, p_t and q_t Gaussian, by central differences; energies may stand beside it.
 
     Marginal form: q_t = N(b / 2, (g^2 v + s^2) / 4 + 1 / 4), v the variance of the requests. The critic is exact.
+    Where r is the ratio of fidelity alone, an energy (c - x)^2 / (2 tau^2) of weight lambda adds to what is descended
+    lambda times mean h times its mean, ((1 - g)^2 v + b^2 + s^2) / (2 tau^2).
     """
     world = World(
         RectifiedFlow(), UniformTimesteps(0.5, 0.5), mean=0.3, variance=1.5, request_variance=REQUEST_VARIANCE
@@ -76,8 +80,17 @@ def test_the_step_descends_the_divergence(name):
         return log_normal(x, p_mean, p_variance) - log_normal(x, *q(0.3, 0.9, 0.1))
 
     divergence = load_divergence(name)
-    step = world.step(student, "marginal", 1.0, energies=(), divergence=divergence, critic=critic)
-    found = forces(student, step, Nodes())
+    step = world.step(
+        student,
+        "marginal",
+        1.0,
+        energies=(GaussianEnergy(TAU_SQUARED),) if weight else (),
+        weights=EnergyWeights({"request": weight}),
+        divergence=divergence,
+        ratio="fidelity" if weight else "joint",
+        critic=critic,
+    )
+    found, mean_h = forces(student, step, Nodes())
 
     nodes, weights = gauss_hermite()
 
@@ -85,7 +98,9 @@ def test_the_step_descends_the_divergence(name):
         mean, variance = q(*parameters)
         x = mean + math.sqrt(variance) * nodes
         ratio = (log_normal(x, p_mean, p_variance) - log_normal(x, mean, variance)).exp()
-        return (weights * divergence.f(ratio)).sum().item()
+        g, s, b = parameters
+        energy = ((1 - g) ** 2 * REQUEST_VARIANCE + b**2 + s**2) / (2 * TAU_SQUARED)
+        return (weights * divergence.f(ratio)).sum().item() + weight * mean_h * energy
 
     assert found == pytest.approx(differences(true, (0.3, 0.9, 0.1)), rel=1e-4, abs=1e-7)
 
@@ -121,7 +136,7 @@ def test_with_an_energy_the_step_descends_the_divergence_of_the_joints(name):
         divergence=divergence,
         critic=critic,
     )
-    found = forces(student, step, Nodes(40))
+    found, _ = forces(student, step, Nodes(40))
 
     nodes, weights = gauss_hermite(60)
     z, c = torch.meshgrid(nodes, REQUEST_VARIANCE**0.5 * nodes, indexing="ij")

@@ -71,7 +71,9 @@ class JDMStep:
     With them it is that of the joint D_f in the conditional form, at lambda = 1 and one almost clean
     noise level (tests/test_fdistill_closed_forms.py). An energy of the clean picture beside fidelity at many noise
     levels is, for an f other than reverse KL, the gradient of no D_f: a heuristic; and in the marginal
-    form r leaves out q(c | x). `gan_weight` adds E[softplus(-critic)] of the noised sample.
+    form r leaves out q(c | x). With `ratio` "fidelity" r is that first part and weighs fidelity alone: the gradient of
+    D_f(p_t || q_t) / E[h] + sum_k lambda_k energy_k, whose optimum is not the joint's, but for reverse KL.
+    `gan_weight` adds E[softplus(-critic)] of the noised sample.
     """
 
     student: Student
@@ -92,6 +94,7 @@ class JDMStep:
     energy_timesteps: UniformTimesteps = UniformTimesteps(0.02, 0.2)
     teacher_sees_controls: bool = False
     divergence: Divergence | None = None  # None: reverse KL
+    ratio: Literal["joint", "fidelity"] = "joint"  # that the divergence weighs by
     critic: Critic | None = None  # blind to controls in the marginal form
     critic_parameters: tuple[nn.Parameter, ...] = ()  # none: the critic is not trained
     critic_updates: int = 1
@@ -216,10 +219,11 @@ class JDMStep:
             x_t, t = self._noised(leaf, batch)
             logits = self.critic(x_t, t, batch.prompt, self._fake_controls(batch))  # [B]
         if self.divergence and self._is_weighted:
-            likelihoods = [-self.weights[name] * values for name, values in energies.items()]
+            is_joint = self.ratio == "joint"
+            likelihoods = [-self.weights[name] * values for name, values in energies.items() if is_joint]
             h, logs = sample_weights(self.divergence, self.normaliser, logits.detach(), likelihoods, t)
-            for name, gradient in gradients.items():
-                gradients[name] = expand(h.to(gradient), gradient) * gradient
+            for name in list(gradients) if is_joint else ["fidelity"]:
+                gradients[name] = expand(h.to(x0), x0) * gradients[name]
         if self.gan_weight:
             (gradient,) = torch.autograd.grad(gan_loss(logits).sum(), leaf)
             gradients["gan"] = self.gan_weight * gradient
