@@ -132,6 +132,7 @@ def test_a_student_with_another_familys_teacher_is_refused(tmp_path):
 def test_files_by_names_and_shapes_of_their_tensors(tmp_path, name, shapes, family, kind, student):
     found = identify(tensors(tmp_path / name, **shapes))
     assert (found.family, found.kind, found.student) == (family, kind, student)
+    assert identify(tmp_path) == found, "a folder with nothing else is that file"
 
 
 def test_a_name_that_its_contents_belie_is_refused(tmp_path):

@@ -244,6 +244,7 @@ SOFTEDGE = "--student tiny --controlnet softedge="
         ("--student tiny --scale softedge=much", "much is not a number", "0.8"),
         ("--student tiny --control softedge=photo.png", "no such control branch", "--controlnet softedge=FOLDER"),
         ("--student tiny/depth --prompt x", "model_index.json", "save_pretrained"),
+        ("--student lora --prompt x", "lora is no pipeline", "--student TEACHER --student-lora lora"),
         ("runs/x --controlnet softedge=branch", "belong to --student", "its own"),
         (f"{SOFTEDGE}branch", "nothing to obey", "--control softedge=PHOTO"),
         (f"{SOFTEDGE}branch --condition softedge=small.png", "32 x 32 px", "--control softedge="),
@@ -263,6 +264,8 @@ SOFTEDGE = "--student tiny --controlnet softedge="
 def test_mistakes_are_answered_with_a_sentence(jdmctl, branch, photos, words, complaint, hint):
     Image.open(photos / "00.png").save("photo.png")
     Image.new("RGB", (32, 32)).save("small.png")
+    Path("lora").mkdir()
+    shutil.copy(Path(branch, "diffusion_pytorch_model.safetensors"), "lora/pytorch_lora_weights.safetensors")
     shutil.copytree(branch, "pickled")
     Path("pickled/diffusion_pytorch_model.safetensors").rename("pickled/diffusion_pytorch_model.bin")
     code, out, err = jdmctl("sample", *words.split())

@@ -98,6 +98,11 @@ class Studio:
                     raise
                 raise BadInputError(str(error), hint=f"add --option {name}.KEY=VALUE") from error
         own = resolve(student, "student")
+        if any(Path(own).glob("*.safetensors")) and not any(Path(own).glob("*.json")):
+            raise BadInputError(
+                f"{student} is no pipeline",
+                hint=f"if it is a LoRA, give what it goes on besides: --student TEACHER --student-lora {own}",
+            )
         model = Model(family=family_of(own), teacher=own, student=own, student_time=student_time)
         family = build_student(model, branches, student_lora, device)
         return cls(student, student_time, branches, options, device, family, controls, student_lora)

@@ -72,6 +72,8 @@ def identify(source: str | Path) -> Found:
         MissingWeightsError: it is not there, or is no whole safetensors file.
     """
     path = Path(source)
+    alone = [] if any(path.glob("*.json")) else list(path.glob("*.safetensors"))  # how LoRAs are saved
+    path = alone[0] if len(alone) == 1 else path
     found = _file(path) if path.is_file() else _folder(str(source))
     name, why = _student(found)
     if name and students()[name].family != found.family:
