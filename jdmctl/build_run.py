@@ -42,7 +42,6 @@ from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.training.teacher_samples import TeacherSamples
 
 _CALIBRATION_BATCHES = 4
-_BY_TEACHER = ("critic", "regression")  # phases that see the teacher's own samples
 
 
 def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
@@ -81,8 +80,8 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         device=device,
         buckets=buckets,
     )
-    if recipe.needs_teacher_samples:
-        batches = replace(batches, teacher=_teacher_samples(recipe, family, train_samples), teacher_phases=_BY_TEACHER)
+    if phases := recipe.teacher_phases:
+        batches = replace(batches, teacher=_teacher_samples(recipe, family, train_samples), teacher_phases=phases)
     warmup = [control.name for control in recipe.controls if control.init == "dsm"]
     stages = [_dsm_warmup(recipe, build_dsm_step(family, warmup))] if warmup else []
     extra: dict[str, Stateful] = {}

@@ -117,7 +117,7 @@ class Recipe(Section):
                 "denoising score matching needs pictures, and data.source conditions has none; if they lie beside the "
                 "conditions, say data.format"
             )
-        if self.data.buckets and self.needs_teacher_samples:
+        if self.data.buckets and self.teacher_phases:
             raise ValueError("data.buckets and the teacher's own samples, which are squares, do not go together")
         if self.method == "dsm" and wants_dsm:
             raise ValueError("method: dsm trains the branch by it throughout: leave out init: dsm")
@@ -186,8 +186,13 @@ class Recipe(Section):
         return load_divergence(name).needs_ratio or self.objective.gan_weight > 0
 
     @property
-    def needs_teacher_samples(self) -> bool:
-        return self.training.regression_steps > 0 or (self.needs_critic and self.critic.positives == "teacher")
+    def teacher_phases(self) -> tuple[str, ...]:
+        """Phases that see the teacher's own samples."""
+        phases = {
+            "regression": self.training.regression_steps > 0,
+            "critic": self.needs_critic and self.critic.positives == "teacher",
+        }
+        return tuple(name for name, sees in phases.items() if sees)
 
     @property
     def branch_folders(self) -> dict[str, str]:

@@ -132,6 +132,19 @@ def test_prompts_alone_and_the_teacher_s_own_samples(in_tiny_world, tiny_folders
     assert Path("run/student/model_index.json").exists()
 
 
+@pytest.mark.parametrize("positives", ["pictures", "teacher"])
+def test_what_the_critic_takes_for_true(in_tiny_world, tiny_folders, many_photos, positives):
+    """Regression sees the teacher's own samples either way; the critic, as the recipe says."""
+    values = {
+        "name": "x", "method": "distill", "model": {"teacher": str(tiny_folders[0])},
+        "data": {"source": "images", "path": str(many_photos)}, "critic": {"positives": positives},
+    }  # fmt: skip
+    recipe = parse_recipe(values, [*QUICK, "objective.gan_weight=0.1", "training.regression_steps=2"])
+    batches = build_run(recipe, make_accelerator("cpu", "fp32")).batches
+    assert batches.batch("regression", 0).latents is not None
+    assert (batches.batch("critic", 0).latents is None) == (positives == "pictures")
+
+
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders, many_photos, jdmctl):
     """The ratio's running means are a part of the state: without them the second half would weigh otherwise."""
     words = ("--teacher", tiny_folders[0], "--data", many_photos, "--divergence", "forward-kl", *SET,
