@@ -98,7 +98,7 @@ def test_a_student_of_a_teacher_and_pictures(in_tiny_world, tiny_folders, many_p
 def test_a_student_as_a_lora(in_tiny_world, tiny_folders, many_photos, jdmctl):
     """It makes plain diffusers' pipeline of the teacher draw what the run draws, and is a student to others."""
     teacher = tiny_folders[0]
-    words = ("--teacher", teacher, "--data", many_photos, "--set", "student.trainable=lora", *SET)
+    words = ("--teacher", teacher, "--data", many_photos, "--trainable", "lora", *SET)
     assert jdmctl("distill", *words, "--learning-rate", 0.03, "-o", "run").strip() == "run/student_lora"
     latent = {}
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -39,6 +39,9 @@ def distill(
     divergence: Annotated[str, typer.Option(help="reverse-kl, js ...; jdmctl divergences lists them.")] = "",
     gan_weight: Annotated[float | None, typer.Option(min=0, help="Of a critic's verdict; 0 is without.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Of the teacher.")] = None,
+    trainable: Annotated[
+        Literal["", "lora", "full"], typer.Option(help="lora: the student is left as a LoRA of its teacher.")
+    ] = "",
     num_steps: NumStepsOption = None,
     batch_size: BatchSizeOption = None,
     learning_rate: LearningRateOption = None,
@@ -56,7 +59,7 @@ def distill(
     """Make a one-step student of a teacher (Diff-Instruct, DMD, and f-distill for other divergences).
 
     Say what by a recipe, or by --teacher and --data alone; other options change the recipe. What comes out is an
-    ordinary StableDiffusionPipeline that draws in one step.
+    ordinary StableDiffusionPipeline that draws in one step, or a LoRA that makes the teacher's pipeline do so.
     """
     changes: dict[str, Any] = {
         "model.teacher": teacher,
@@ -65,6 +68,7 @@ def distill(
         "objective.divergence": divergence,
         "objective.gan_weight": gan_weight,
         "objective.guidance_scale": guidance_scale,
+        "student.trainable": trainable,
         **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit),
     }
     given = {key: value for key, value in changes.items() if value not in ("", None)}
