@@ -192,7 +192,9 @@ def present_controls(recipe: Recipe, device: torch.device | str = "cpu") -> tupl
 
 
 def _may_share(recipe: Recipe) -> bool:
-    """Whether the student is a LoRA that stays as it is."""
+    """Whether the student is a LoRA that stays as it is, or becomes one."""
+    if recipe.makes_lora:
+        return True
     name = recipe.model.student
     if recipe.student_folder or not (known := student_at(name)) and not name.endswith(".safetensors"):
         return False

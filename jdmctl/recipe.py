@@ -133,7 +133,7 @@ class Recipe(Section):
             raise ValueError("method: redistill takes its branches from teacher_branch: leave out branch")
         if self.method == "redistill" and wants_dsm:
             raise ValueError("method: redistill takes its branches from teacher_branch: leave out init: dsm")
-        if self.memory.share_backbone and self.student_folder:
+        if self.memory.share_backbone and self.student_folder and not self.makes_lora:
             raise ValueError("memory.share_backbone is for a frozen student: leave out student.trainable")
         if self.memory.offload and not self.memory.gradient_checkpointing:
             raise ValueError(
@@ -164,6 +164,11 @@ class Recipe(Section):
             raise ValueError("objective.fidelity: false is for the ablation of rewards, and there are none")
         if not self.objective.fidelity and (self.needs_critic or self.objective.guidance == "decoupled"):
             raise ValueError("objective.fidelity: false leaves no room for a divergence, a critic or guidance")
+
+    @property
+    def makes_lora(self) -> bool:
+        """Whether a new student is left as a LoRA of its teacher, whose weights it may then be trained on."""
+        return self.makes_student and self.student.trainable == "lora"
 
     @property
     def matches_distributions(self) -> bool:

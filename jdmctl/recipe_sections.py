@@ -227,7 +227,9 @@ class Memory(Section):
     cache_latents: bool = Field(
         False, description="encode pictures once, keep their latents on disk, the VAE's encoder off the device"
     )
-    share_backbone: bool = Field(False, description="a student that is a LoRA stays one, on the teacher's own weights")
+    share_backbone: bool = Field(
+        False, description="a student that is a LoRA, or becomes one, is held as that, on the teacher's own weights"
+    )
     offload: bool = Field(
         False, description="frozen backbones' weights in the computer's own memory; layers fetch them"
     )

@@ -111,6 +111,11 @@ def test_a_student_as_a_lora(in_tiny_world, tiny_folders, many_photos, jdmctl):
         ("teacher", build_base(load_recipe("run"))),
     ):
         latent[name] = family.student.generate(noise, family.encode_prompt(["a red box"] * 2), {}).detach()
+    jdmctl("distill", *words, "--learning-rate", 0.03, "--set", "memory.share_backbone=true", "-o", "shared")
+    lora = [load_file(Path(run, "student_lora", "pytorch_lora_weights.safetensors")) for run in ("run", "shared")]
+    assert all(torch.equal(lora[0][name], lora[1][name]) for name in lora[0])
+    held = build_roles(load_recipe("shared"), "cpu")
+    assert next(held.student.backbone.parameters()) is next(held.teacher.backbone.parameters())
     assert torch.allclose(latent["left"], latent["given"], atol=1e-5)
     assert not torch.allclose(latent["left"], latent["teacher"], atol=1e-3)
 

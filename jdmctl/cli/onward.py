@@ -21,7 +21,7 @@ def start_from(run: Path, values: dict[str, Any]) -> dict[str, Any]:
     from jdmctl.recipe_files import load_recipe
 
     recipe, values = load_recipe(str(run)), copy.deepcopy(values)
-    if recipe.student_folder == "student_lora" and not recipe.makes_student:
+    if recipe.student_folder == "student_lora" and not recipe.makes_lora:
         raise BadInputError(
             f"{run} left its student as a LoRA, from which no other run can begin",
             hint="train it with --set student.trainable=full, or controls and rewards in one run: a recipe with both",
