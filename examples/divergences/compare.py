@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from world import RADIUS, SPREAD, Exact, ExactCritic, LearnedCritic, Mixture, TwoEllipses, teacher_mixture
 
@@ -110,14 +111,10 @@ def _kl(left: Mixture, right: Mixture, x: Tensor, clean: tuple[Tensor, Tensor]) 
 
 
 def draw(pictures: dict[str, Tensor], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns = 5
     rows = -(-len(pictures) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(2 * columns, 2.15 * rows), squeeze=False)
+    figure = Figure(figsize=(2 * columns, 2.15 * rows))
+    axes = figure.subplots(rows, columns, squeeze=False)
     real = teacher_mixture().sample(1500, torch.Generator().manual_seed(0))
     for axis in axes.flat:
         axis.set_axis_off()
