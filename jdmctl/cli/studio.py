@@ -83,7 +83,7 @@ class Studio:
         """A student's folder or hub name (or tiny), ControlNets and perhaps a LoRA for it."""
         from jdmctl.build import build_student, resolve
         from jdmctl.controls.base import load_control
-        from jdmctl.families.identify import family_of
+        from jdmctl.families.identify import family_of, lone_file
         from jdmctl.recipe_sections import Model
 
         require_known(options, branches, "--option")
@@ -98,7 +98,7 @@ class Studio:
                     raise
                 raise BadInputError(str(error), hint=f"add --option {name}.KEY=VALUE") from error
         own = resolve(student, "student")
-        if any(Path(own).glob("*.safetensors")) and not any(Path(own).glob("*.json")):
+        if lone_file(Path(own)):
             raise BadInputError(
                 f"{student} is no pipeline",
                 hint=f"if it is a LoRA, give what it goes on besides: --student TEACHER --student-lora {own}",

@@ -72,8 +72,7 @@ def identify(source: str | Path) -> Found:
         MissingWeightsError: it is not there, or is no whole safetensors file.
     """
     path = Path(source)
-    alone = [] if any(path.glob("*.json")) else list(path.glob("*.safetensors"))  # how LoRAs are saved
-    path = alone[0] if len(alone) == 1 else path
+    path = lone_file(path) or path
     found = _file(path) if path.is_file() else _folder(str(source))
     name, why = _student(found)
     if name and students()[name].family != found.family:
@@ -83,6 +82,12 @@ def identify(source: str | Path) -> Found:
             hint=f"download it again from {known.repository}, or rename it",
         )
     return Found(found.source, found.kind, found.family, found.evidence, found.facts, name, why)
+
+
+def lone_file(folder: Path) -> Path | None:
+    """The one safetensors file in a folder without configurations: how a LoRA is saved."""
+    files = [] if any(folder.glob("*.json")) else list(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else None
 
 
 def family_of(source: str | Path) -> str:
