@@ -223,7 +223,8 @@ def build_jdm_step(
     critic = None
     if recipe.needs_critic:
         lender = fake_score if recipe.critic.features == "fake_score" else family.teacher
-        critic = RatioCritic(lender, list(seen)).to(device)
+        shown = controls if objective.ratio == "learned" else seen
+        critic = RatioCritic(lender, list(shown)).to(device)
     name = objective.divergence
     is_distance = name in SCORE_DIVERGENCES
     matching = ScoreDivergence(cast(Any, name)) if is_distance else Matching(objective.weight)
@@ -258,6 +259,7 @@ def build_jdm_step(
         teacher_sees_controls=is_aware,
         divergence=None if is_distance else load_divergence(name),
         ratio=objective.ratio,
+        jitter=recipe.critic.jitter,
         critic=critic,
         critic_parameters=tuple(critic.parameters()) if critic else (),
         critic_updates=recipe.critic.updates,

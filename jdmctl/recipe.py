@@ -93,6 +93,7 @@ class Recipe(Section):
                 f"a critic needs true samples, and data.source {self.data.source} has none:"
                 " set critic.positives: teacher, or data.format if pictures lie beside the conditions"
             )
+        self._check_learned_ratio()
         if self.training.regression_steps and self.method != "distill":
             raise ValueError("training.regression_steps is for method: distill")
         if self.makes_student and self.model.student_prediction:
@@ -145,6 +146,23 @@ class Recipe(Section):
         if self.objective.guidance == "decoupled" and self.objective.divergence in SCORE_DIVERGENCES:
             raise ValueError("a score divergence (sim, sid) takes coupled guidance only")
         return self
+
+    def _check_learned_ratio(self) -> None:
+        if self.objective.ratio != "learned":
+            return
+        if not self.needs_critic:
+            raise ValueError(
+                "objective.ratio: learned is for a divergence that needs a ratio (jdmctl divergences), or a GAN term"
+            )
+        if not self.controls:
+            raise ValueError("objective.ratio: learned compares pictures with their conditions: name a control")
+        if self.rewards:
+            raise ValueError("objective.ratio: learned has no true samples of a reward: leave it out")
+        if self.critic.positives == "teacher" or not self.data.has_pictures:
+            raise ValueError(
+                "objective.ratio: learned needs pictures that conditions were made from: critic.positives: pictures, "
+                "and data that has them"
+            )
 
     def _check_rewards(self) -> None:
         for where, rewards in (("rewards", self.rewards), ("heldout_rewards", self.heldout_rewards)):

@@ -128,10 +128,10 @@ class Objective(Section):
     divergence: Annotated[str, AfterValidator(_known_divergence)] = Field(
         DEFAULT_DIVERGENCE, description="between teacher and student: jdmctl divergences lists them"
     )
-    ratio: Literal["joint", "fidelity"] = Field(
+    ratio: Literal["joint", "fidelity", "learned"] = Field(
         "joint",
-        description="what the divergence weighs samples by: teacher and energies against the student, or the teacher "
-        "alone, the energies standing beside it unweighed",
+        description="what the divergence weighs samples by: teacher and energies against the student; or the teacher "
+        "alone, the energies standing beside it unweighed; or what a critic learns of pictures with their conditions",
     )
     gan_weight: NonNegativeFloat = Field(
         0.0, description="of a critic's verdict, beside fidelity as a mean over dimensions"
@@ -174,6 +174,9 @@ class Critic(Section):
     updates: PositiveInt = Field(1, description="for each update of the student")
     learning_rate: PositiveFloat = 1e-3
     r1_weight: NonNegativeFloat = 0.0
+    jitter: NonNegativeFloat = Field(
+        0.1, description="standard deviation of requests, in [0, 1] of the map, where objective.ratio is learned"
+    )
     ratio_decay: Fraction = Field(0.9, description="share of the old mean ratio that is kept, by noise level")
 
 

@@ -172,6 +172,34 @@ def test_what_the_critic_is_shown(batch, form, source):
     assert first == ([5, 0, 1, 2, 3, 4] if source == "images" else [0, 1, 2, 3, 4, 5])
 
 
+def test_a_critic_of_the_joint_is_shown_pictures_with_their_own_conditions(batch):
+    """Both sides see one request, drawn about what the picture shows; the student was given that request, too."""
+    critic, asked = SlopeCritic(), []
+    step = make_step(critic=critic, critic_parameters=tuple(critic.parameters()), ratio="learned", jitter=0.1)
+    step.student.generate = lambda noise, prompt, controls: asked.append(controls["request"]) or noise
+    step.critic_loss(batch)
+    (_, real_controls), (_, fake_controls) = critic.seen
+    request = batch.conditions["request"] + 0.1 * batch.draws.normal("request_noise request", (1, 2, 2))
+    for seen in (real_controls["request"], fake_controls["request"], asked[0]):
+        torch.testing.assert_close(seen, request)
+    with pytest.raises(ValueError, match="pictures that conditions were made from"):
+        step.critic_loss(replace(batch, images=None))
+
+
+def test_a_learned_ratio_needs_no_likelihood(batch):
+    """h of the critic's logit alone, times fidelity and energy alike: forward KL's is exp(logit)."""
+    plain = make_step()
+    weighted = replace(plain, divergence=load_divergence("forward-kl"), critic=SlopeCritic(), ratio="learned")
+    x0 = 0.7 * batch.draws.normal("student_noise", (1, 2, 2))
+    terms, _ = plain._gradients(x0, batch, fidelity=True)
+    x_t, _ = plain._noised(x0, batch)
+    h = (0.3 * x_t.flatten(1).sum(1)).exp()
+    total = (h / h.mean()).reshape(-1, 1, 1, 1) * (terms["fidelity"] + 0.5 * terms["request"])
+    expected = (batch.draws.normal("student_noise", (1, 2, 2)) * total).flatten(1).sum(1).mean()
+    weighted.student_loss(batch).total.backward()
+    torch.testing.assert_close(weighted.student.scale.grad, expected)
+
+
 def test_what_cannot_work_is_refused(batch):
     with pytest.raises(ValueError, match="needs a critic"):
         make_step(divergence=load_divergence("js"))

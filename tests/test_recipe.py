@@ -99,6 +99,9 @@ data: {source: tiny}
         assert line in message
 
 
+LEARNED = {"ratio": "learned", "divergence": "js"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -108,6 +111,13 @@ data: {source: tiny}
         ({"controls": [{"name": "canny", "init": "dsm"}]}, "go together"),
         ({"training": {"dsm_warmup_steps": 5}}, "go together"),
         ({"data": {"source": "images"}}, "data: source 'images' needs data.path"),
+        ({"objective": {"ratio": "learned"}}, "for a divergence that needs a ratio"),
+        (
+            {"objective": LEARNED, "controls": [], "student": {"trainable": "lora"}},
+            "with their conditions: name a control",
+        ),
+        ({"objective": LEARNED, "rewards": [{"name": "warmth"}]}, "no true samples of a reward"),
+        ({"objective": LEARNED, "critic": {"positives": "teacher"}}, "critic.positives: pictures"),
         ({"name": "a/b"}, "name: string should match pattern"),
         ({"name": True}, "got true (put it in quotes if text is meant)"),
     ],

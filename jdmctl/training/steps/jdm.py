@@ -14,7 +14,7 @@ from jdmctl.objectives.divergence import Divergence
 from jdmctl.objectives.guidance import PromptGuidance
 from jdmctl.objectives.matching import Fidelity
 from jdmctl.objectives.ratio import RatioNormaliser, gan_loss
-from jdmctl.training.steps.weighting import real_samples, sample_weights, teach
+from jdmctl.training.steps.weighting import jittered, joint_samples, real_samples, sample_weights, teach
 from jdmctl.types import (
     Batch,
     Codec,
@@ -72,7 +72,10 @@ class JDMStep:
     noise level (tests/test_fdistill_closed_forms.py). An energy of the clean picture beside fidelity at many noise
     levels is, for an f other than reverse KL, the gradient of no D_f: a heuristic; and in the marginal
     form r leaves out q(c | x). With `ratio` "fidelity" r is that first part and weighs fidelity alone: the gradient of
-    D_f(p_t || q_t) / E[h] + sum_k lambda_k energy_k, whose optimum is not the joint's, but for reverse KL.
+    D_f(p_t || q_t) / E[h] + sum_k lambda_k energy_k, whose optimum is not the joint's, but for reverse KL. With
+    `ratio` "learned" the critic learns all of log r itself, of pictures with their own conditions, p(x, c), against the
+    student's with those asked of it, q(x, c): no lambda enters, so r is that of lambda = 1. Requests are then drawn
+    from p(c | x) = N(h(x), jitter^2) in all losses: without noise a critic could part the two sides, and r vanish.
     `gan_weight` adds E[softplus(-critic)] of the noised sample.
     """
 
@@ -94,7 +97,8 @@ class JDMStep:
     energy_timesteps: UniformTimesteps = UniformTimesteps(0.02, 0.2)
     teacher_sees_controls: bool = False
     divergence: Divergence | None = None  # None: reverse KL
-    ratio: Literal["joint", "fidelity"] = "joint"  # that the divergence weighs by
+    ratio: Literal["joint", "fidelity", "learned"] = "joint"  # that the divergence weighs by
+    jitter: float = 0.0  # standard deviation of requests about what pictures show, where the ratio is learned
     critic: Critic | None = None  # blind to controls in the marginal form
     critic_parameters: tuple[nn.Parameter, ...] = ()  # none: the critic is not trained
     critic_updates: int = 1
@@ -123,6 +127,7 @@ class JDMStep:
 
     def fake_score_loss(self, batch: Batch) -> Losses:
         """Denoising of the student's own pictures."""
+        batch = self._asked(batch)
         with torch.no_grad():
             x0 = self._generate(batch)
         t = self.timesteps(batch.draws.uniform("fake_time"))
@@ -135,10 +140,12 @@ class JDMStep:
     def critic_loss(self, batch: Batch) -> Losses:
         """Teacher's samples, or pictures, against the student's own, noised alike."""
         assert self.critic is not None, "phases has no critic phase without one"
-        seen = self._fake_controls(batch)
+        batch = self._asked(batch)
+        seen = self._critic_controls(batch)
         with torch.no_grad():
             fake = self._generate(batch)
-        real, real_seen = real_samples(batch, self.codec, seen)
+        is_joint = self.ratio == "learned"
+        real, real_seen = joint_samples(batch, self.codec) if is_joint else real_samples(batch, self.codec, seen)
         t = self.timesteps(batch.draws.uniform("critic_time"))
         real_t = self._diffuse(real, "critic_real_noise", t, batch)
         fake_t = self._diffuse(fake, "critic_fake_noise", t, batch)
@@ -150,6 +157,7 @@ class JDMStep:
         The gradient g of all terms is taken at the student's output, with every network frozen;
         <x0, g> then carries it into the student in one backward pass.
         """
+        batch = self._asked(batch)
         x0 = self._generate(batch)  # [B, C, h, w]
         gradients, energies = self._gradients(x0, batch, self.fidelity)
         logs = {f"{name}_energy": values.mean() for name, values in energies.items()}
@@ -167,6 +175,7 @@ class JDMStep:
 
     def gradient_norms(self, batch: Batch) -> dict[str, float]:
         """Mean per-sample norm at x0 of fidelity and of each energy at lambda = 1, before h(r)."""
+        batch = self._asked(batch)
         with torch.no_grad():
             x0 = self._generate(batch)
         gradients, _ = self._gradients(x0, batch, fidelity=True)
@@ -217,12 +226,12 @@ class JDMStep:
         with torch.set_grad_enabled(self.gan_weight != 0):
             leaf = x0.detach().requires_grad_(self.gan_weight != 0)
             x_t, t = self._noised(leaf, batch)
-            logits = self.critic(x_t, t, batch.prompt, self._fake_controls(batch))  # [B]
+            logits = self.critic(x_t, t, batch.prompt, self._critic_controls(batch))  # [B]
         if self.divergence and self._is_weighted:
-            is_joint = self.ratio == "joint"
-            likelihoods = [-self.weights[name] * values for name, values in energies.items() if is_joint]
+            composed = energies if self.ratio == "joint" else {}
+            likelihoods = [-self.weights[name] * values for name, values in composed.items()]
             h, logs = sample_weights(self.divergence, self.normaliser, logits.detach(), likelihoods, t)
-            for name in list(gradients) if is_joint else ["fidelity"]:
+            for name in ["fidelity"] if self.ratio == "fidelity" else list(gradients):
                 gradients[name] = expand(h.to(x0), x0) * gradients[name]
         if self.gan_weight:
             (gradient,) = torch.autograd.grad(gan_loss(logits).sum(), leaf)
@@ -257,8 +266,15 @@ class JDMStep:
     def _diffuse(self, x0: Tensor, noise_name: str, t: Tensor, batch: Batch) -> Tensor:
         return diffuse(self.schedule, x0, batch.draws.normal(noise_name, tuple(x0.shape[1:])), t)
 
+    def _asked(self, batch: Batch) -> Batch:
+        """The batch with the requests that student, scores, critic and energies are given."""
+        return jittered(batch, self.jitter) if self.ratio == "learned" else batch
+
     def _fake_controls(self, batch: Batch) -> Controls | None:
         return batch.conditions if self.form == "conditional" else None
+
+    def _critic_controls(self, batch: Batch) -> Controls | None:
+        return batch.conditions if self.ratio == "learned" else self._fake_controls(batch)
 
 
 def _norm(gradient: Tensor) -> Tensor:

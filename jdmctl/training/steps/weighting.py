@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -70,6 +71,27 @@ def teach(
         total = total + r1_weight * steepness
         logs["critic_r1"] = steepness.detach()
     return Losses(total, logs)
+
+
+def jittered(batch: Batch, spread: float) -> Batch:
+    """The batch with requests as p(c | x) draws them, around what pictures show: Gaussian noise of that spread."""
+    conditions = {
+        name: condition + spread * batch.draws.normal(f"request_noise {name}", tuple(condition.shape[1:])).to(condition)
+        for name, condition in batch.conditions.items()
+    }
+    return replace(batch, conditions=conditions)
+
+
+@torch.no_grad()
+def joint_samples(batch: Batch, codec: Codec) -> tuple[Tensor, Controls]:
+    """Clean latents of pictures and the conditions that were made from these very pictures: samples of p(x, c).
+
+    Raises:
+        ValueError: the batch has no pictures.
+    """
+    if batch.images is None:
+        raise ValueError("a critic of the joint needs the pictures that conditions were made from")
+    return codec.encode(batch.images), batch.conditions
 
 
 @torch.no_grad()
