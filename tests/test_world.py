@@ -12,16 +12,21 @@ from transformers import AutoModelForDepthEstimation, AutoModelForImageClassific
 from jdmctl.errors import BadInputError
 from jdmctl.tinyworld.make import build_world
 from jdmctl.tinyworld.source import captioned_folder, scenes
+from jdmctl.tinyworld.world import NUM_PICTURES
 
 
 @pytest.mark.slow
-def test_a_miniature_world_is_made_of_ordinary_folders(tmp_path):
+def test_a_miniature_world_is_made_of_ordinary_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("JDMCTL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setitem(NUM_PICTURES, "reference", 40)
     world = tmp_path / "world"
     said = []
     build_world(lambda split: scenes(split, 40, tmp_path), world, budget=0.0005, say=said.append)
 
     pipe = StableDiffusionPipeline.from_pretrained(world / "teacher", safety_checker=None)
     assert pipe("a red cone", num_inference_steps=2, output_type="np").images.shape == (1, 64, 64, 3)
+    pipe.load_lora_weights(world / "student_lora")
+    assert np.isfinite(pipe("a red cone", num_inference_steps=1, guidance_scale=0.0, output_type="np").images).all()
     branch = ControlNetModel.from_pretrained(world / "controlnet_depth")
     student = StableDiffusionControlNetPipeline.from_pretrained(
         world / "student", controlnet=branch, safety_checker=None

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from jdmctl.controls.base import load_control
 from jdmctl.tinyworld.source import Pictures
-from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student
+from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student, student_lora
 from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.tinyworld.world import SOURCE_FILE
 
@@ -32,6 +32,7 @@ STAGES: dict[str, Callable[[Workshop], None]] = {
     "scorers": scorers.build,
     "teacher": diffusion.build_teacher,
     "student": student.build,
+    "student_lora": student_lora.build,
     "controlnet_canny": _canny_controlnet,
     "controlnet_depth": _depth_controlnet,
     "report": report.build,
@@ -54,6 +55,9 @@ def build_world(
     """
     scratch = output.with_name(output.name + "-unfinished")
     shop = Workshop(pictures, scratch / "folders", scratch / "states", budget, seed, say)
+    if folder:
+        shop.output.mkdir(parents=True, exist_ok=True)
+        (shop.output / SOURCE_FILE).write_text(json.dumps({"folder": str(folder.resolve())}) + "\n")
     numbers_file = scratch / REPORT_FILE
     if numbers_file.exists():
         shop.report.update(json.loads(numbers_file.read_text()))
@@ -67,8 +71,6 @@ def build_world(
         done.touch()
     pack(shop.output, output)
     (output / REPORT_FILE).write_text(json.dumps(shop.report, indent=1) + "\n")
-    if folder:
-        (output / SOURCE_FILE).write_text(json.dumps({"folder": str(folder.resolve())}) + "\n")
     return shop.report
 
 

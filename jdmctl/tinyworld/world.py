@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from jdmctl.errors import MissingWeightsError
@@ -28,6 +30,21 @@ def world_folder() -> Path:
             f"no embedded world in {folder}", hint="build one: jdmctl world build, or unset JDMCTL_WORLD"
         )
     return folder
+
+
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """The world in `folder` is the one in use, whatever JDMCTL_WORLD says."""
+    before = os.environ.get("JDMCTL_WORLD")
+    os.environ["JDMCTL_WORLD"] = str(folder)
+    samples.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.pop("JDMCTL_WORLD")
+        if before is not None:
+            os.environ["JDMCTL_WORLD"] = before
+        samples.cache_clear()
 
 
 def cache_folder() -> Path:
