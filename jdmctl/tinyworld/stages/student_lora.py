@@ -1,4 +1,4 @@
-"""A nearer one-step student, as a LoRA of the teacher: the recipe tiny/distill_lora in the world that is being built."""
+"""A nearer one-step student, a LoRA of the teacher: the recipe tiny/distill_lora in the world that is being built."""
 
 from __future__ import annotations
 
