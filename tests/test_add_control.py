@@ -118,6 +118,8 @@ def test_weights_are_calibrated_to_the_ratio_and_kept(in_tiny_world, photos, add
         ["objective.form=conditional", "objective.weight=kl", "fake_score.trainable=full"],
         ["objective.energy_at=denoised", "objective.balance=continuous", "training.gradient_accumulation_steps=2"],
         ["controls.softedge.init=dsm", "training.dsm_warmup_steps=2", "training.precision=bf16"],
+        ["objective.divergence=js", "objective.gan_weight=0.01", "objective.form=conditional"],
+        ["objective.divergence=js", "objective.ratio=learned", "critic.r1_weight=1", "critic.features=fake_score"],
     ],
 )
 def test_every_kind_of_objective_runs(in_tiny_world, photos, add_control, changes):
