@@ -24,7 +24,7 @@ import torch
 from taste import draw, noises, taste
 from torch import Tensor
 
-from jdmctl.build import build_trained
+from jdmctl.build import build_trained, resolve
 from jdmctl.comparison.contest import world_report
 from jdmctl.comparison.marks import mean_of_known, open_entropy_ratios
 from jdmctl.evaluation.bootstrap import bootstrap
@@ -68,8 +68,12 @@ _PLAIN = str.maketrans(" ", "-", ",+")
 FEWEST = 50  # true pictures' worth of weight: a reference tilted further than that is a handful of pictures
 
 
-def align_command(arm: Arm, strength: float, seed: int, reward: Path, run: Path) -> list[str]:
+def align_command(
+    arm: Arm, strength: float, seed: int, student: str, guidance: float, reward: Path, run: Path
+) -> list[str]:
     changes = [
+        *([f"model.student={student}"] if student != "tiny/student" else []),
+        *([f"objective.guidance_scale={guidance:g}"] if guidance else []),
         "rewards.0.options.encoder=tiny/classifier",
         "training.stop_on_alarm=false",
         *arm.changes,
@@ -172,6 +176,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/taste"), help="with preferences and reward")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--strengths", nargs="+", type=float, help="instead of the ways' own")
+    parser.add_argument("--student", default="tiny/student", help="of the world's teacher: who is to learn the taste")
+    parser.add_argument("--guidance", type=float, default=0.0, help="of the teacher, instead of the recipe's")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="val to choose by, into other --results"
@@ -181,8 +187,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     reward = given.folder / "reward"
+    cells = given.folder / ("cells" if given.student == "tiny/student" else f"cells-{Path(given.student).name}")
 
-    base = StableDiffusion.load(world_folder() / "teacher", world_folder() / "student")
+    base = StableDiffusion.load(world_folder() / "teacher", resolve(given.student, "student"))
     exam = Exam.make(given.split, given.num, base)
     liking = Preference(str(reward), encoder=str(world_folder() / "classifier"))
     own = shlex.join(["python", "examples/taste/study.py", *sys.argv[1:]])
@@ -199,8 +206,8 @@ def main() -> None:
         for strength in given.strengths or arm.strengths:
             drawn, commands = [], []
             for seed in given.seeds:
-                run = given.folder / "cells" / f"{name.translate(_PLAIN)}-{strength:g}-{seed}"
-                command = align_command(arm, strength, seed, reward, run)
+                run = cells / f"{name.translate(_PLAIN)}-{strength:g}-{seed}"
+                command = align_command(arm, strength, seed, given.student, given.guidance, reward, run)
                 if not (run / "student").is_dir():
                     subprocess.run([sys.executable, "-m", *command, "--quiet"], check=True)
                 family = build_trained(load_recipe(run), run, {})
