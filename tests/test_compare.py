@@ -77,9 +77,17 @@ def test_variants_of_a_method_are_cells_of_their_own(recipe, tmp_path):
     assert [recipe.objective.weight for recipe in cells.values()] == ["normalized", "kl", "kl"]
 
 
-def test_methods_that_train_a_branch_alone_leave_the_student_of_such_a_recipe_frozen(recipe, tmp_path):
-    cells = plan(recipe, ["student.trainable=full"], entries("jdm", "dsm", "nct"), tmp_path)
+def test_methods_that_train_a_branch_alone_take_of_a_recipe_what_is_theirs(recipe, tmp_path):
+    """A student that is trained, a divergence, a critic's ratio and a GAN term are jdm's."""
+    changes = [
+        "student.trainable=full",
+        "objective.divergence=js",
+        "objective.ratio=learned",
+        "objective.gan_weight=0.1",
+    ]
+    cells = plan(recipe, changes, entries("jdm", "dsm", "nct"), tmp_path)
     assert [cell.recipe.student.trainable for cell in cells] == ["full", "frozen", "frozen"]
+    assert [cell.recipe.needs_critic for cell in cells] == [True, False, False]
 
 
 def test_an_ordinary_controlnet_that_is_given_needs_no_training(recipe, tmp_path):

@@ -12,6 +12,7 @@ from jdmctl.comparison.history import History
 from jdmctl.errors import BadInputError
 from jdmctl.recipe import AWARE_TEACHERS, METHODS, Recipe
 from jdmctl.recipe_files import load_recipe
+from jdmctl.recipe_sections import DEFAULT_DIVERGENCE
 
 # How else a reward is pursued: without fidelity, by the objective of ReFL and DRaFT at one step; with weights held by
 # their distance to the first; and as Diff-Instruct++ does (Luo 2024, arXiv:2410.18881), by reverse KL to a teacher
@@ -112,8 +113,9 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
         own = [f"method={entry.method}", f"name={re.sub('[@+]+', '-', entry.label)}"]
         if entry.method in ("dsm", "nct", "redistill"):  # a branch's warm-up belongs to JDM's recipe
             own += _plain_start(common)
-        if entry.method in ("dsm", "nct"):  # they train a branch alone
-            own.append("student.trainable=frozen")
+        if entry.method in ("dsm", "nct"):  # they train a branch alone, and match no distributions
+            own += ["student.trainable=frozen", f"objective.divergence={DEFAULT_DIVERGENCE}"]
+            own += ["objective.gan_weight=0", "objective.ratio=joint"]
         if entry.method in AWARE_TEACHERS:
             wanted = {f"controls.{name}.teacher_branch": name for name in common.branch_folders}
             missing = {key: name for key, name in wanted.items() if key not in given}
