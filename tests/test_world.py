@@ -12,6 +12,8 @@ from transformers import AutoModelForDepthEstimation, AutoModelForImageClassific
 from jdmctl.errors import BadInputError
 from jdmctl.tinyworld.make import build_world
 from jdmctl.tinyworld.source import captioned_folder, scenes
+from jdmctl.tinyworld.stages import student_lora
+from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.tinyworld.world import NUM_PICTURES
 
 
@@ -76,3 +78,11 @@ def test_a_folder_too_small_for_a_split_is_told(tmp_path):
         except BadInputError as problem:
             assert "none of which fell to the split" in str(problem)
     assert len(found) == 1
+
+
+def test_no_lora_is_distilled_where_too_few_pictures_would_judge_it(tmp_path):
+    said = []
+    shop = Workshop(lambda split: range(3), tmp_path / "folders", tmp_path / "states", say=said.append)
+    student_lora.build(shop)
+    assert "the split val has 3 pictures and 4 are needed" in said[0]
+    assert not list(tmp_path.iterdir())
