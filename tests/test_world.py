@@ -18,9 +18,11 @@ from jdmctl.tinyworld.world import NUM_PICTURES
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_miniature_world_is_made_of_ordinary_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("JDMCTL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(NUM_PICTURES, "reference", 40)
+    for split in ("reference", "val"):
+        monkeypatch.setitem(NUM_PICTURES, split, 40)
     world = tmp_path / "world"
     said = []
     build_world(lambda split: scenes(split, 40, tmp_path), world, budget=0.0005, say=said.append)
