@@ -76,6 +76,7 @@ class JDMStep:
     `ratio` "learned" the critic learns all of log r itself, of pictures with their own conditions, p(x, c), against the
     student's with those asked of it, q(x, c): no lambda enters, so r is that of lambda = 1. Requests are then drawn
     from p(c | x) = N(h(x), jitter^2) in all losses: without noise a critic could part the two sides, and r vanish.
+    Beside energies of another noise or weight than that it is a heuristic, too.
     `gan_weight` adds E[softplus(-critic)] of the noised sample.
     """
 
