@@ -95,7 +95,7 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[D
         suffix = label.removeprefix("dsm")
         yield Drawn(PLUGGED + suffix if is_ordinary else label, 1, seeds, one_step, minutes)
         for num_steps in more.teacher_steps if is_ordinary else ():
-            scale = recipe.objective.guidance_scale
+            scale = done[0].recipe.objective.guidance_scale
             images = tuple(_multistep(scenes, cell, num_steps, scale) for cell in done)
             passes = num_steps * (1 if scale == 1 else 2)
             yield Drawn(f"ControlNet{suffix} {num_steps} steps", passes, seeds, images, minutes)
