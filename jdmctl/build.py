@@ -265,6 +265,7 @@ def build_jdm_step(
         critic_updates=recipe.critic.updates,
         normaliser=RatioNormaliser(decay=recipe.critic.ratio_decay, sum_over_processes=sum_over_processes),
         gan_weight=objective.gan_weight * math.prod(family.latent_shape),
+        gan_timesteps=UniformTimesteps(objective.min_time, top) if (top := objective.gan_max_time) else None,
         r1_weight=recipe.critic.r1_weight,
         guidance=guidance,
         anchor=anchor,

@@ -136,6 +136,9 @@ class Objective(Section):
     gan_weight: NonNegativeFloat = Field(
         0.0, description="of a critic's verdict, beside fidelity as a mean over dimensions"
     )
+    gan_max_time: Fraction | None = Field(
+        None, description="highest noise level of that verdict, fine drawing shows at low ones; else max_time"
+    )
     form: Literal["marginal", "conditional"] = Field("marginal", description="does the fake score see the condition")
     weight: Literal["normalized", "kl"] = "normalized"
     guidance_scale: PositiveFloat = Field(1.0, description="the teacher's classifier-free guidance")
@@ -153,6 +156,12 @@ class Objective(Section):
     )
     min_time: Fraction = 0.02
     max_time: Fraction = 0.98
+
+    @model_validator(mode="after")
+    def _gan_has_levels(self) -> Self:
+        if self.gan_max_time is not None and self.gan_max_time <= self.min_time:
+            raise ValueError(f"gan_max_time {self.gan_max_time:g} is not above min_time {self.min_time:g}")
+        return self
 
 
 class FakeScore(Section):

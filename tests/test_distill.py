@@ -203,6 +203,7 @@ def test_recipes_find_their_own_command(in_tiny_world, monkeypatch, capsys):
         (["objective.divergence=jss"], "no divergence is named 'jss'"),
         (["objective.divergence=sim", "objective.gan_weight=0.1"], "do not go together"),
         (["objective.divergence=js", "data.source=prompts", "data.path=x.txt"], "critic.positives: teacher"),
+        (["objective.gan_max_time=0.02"], "gan_max_time 0.02 is not above min_time 0.02"),
         (["method=jdm"], "name at least one"),
         (["controls=[{name: canny}]"], "without controls"),
     ],

@@ -8,7 +8,7 @@ from gaussian_world import GaussianEnergy, IdentityCodec
 from tiny_sd import write_world
 from torch import nn
 
-from jdmctl.diffusion.schedule import RectifiedFlow
+from jdmctl.diffusion.schedule import RectifiedFlow, diffuse
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.stable_diffusion import StableDiffusion
@@ -42,9 +42,11 @@ class SlopeCritic(nn.Module):
         super().__init__()
         self.slope = nn.Parameter(torch.tensor(slope))
         self.seen: list = []
+        self.times: list = []
 
     def forward(self, x_t, t, prompt, controls=None):
         self.seen.append((x_t.detach(), controls))
+        self.times.append(t)
         return self.slope * x_t.flatten(1).sum(1)
 
 
@@ -114,16 +116,33 @@ def test_gradients_reach_the_student_alone(batch):
     assert step.critic.slope.grad is None
 
 
-def test_the_gan_term_is_softplus_of_minus_the_logit(batch):
+@pytest.mark.parametrize("own", [None, UniformTimesteps(0.02, 0.3)])
+def test_the_gan_term_is_softplus_of_minus_the_logit(batch, own):
     """d softplus(-D)/d x0 = -sigmoid(-D) slope alpha in every pixel, D = slope sum(x_t); times its weight 0.1."""
     plain = make_step(energies=())
-    step = replace(plain, critic=SlopeCritic(), gan_weight=0.1)
+    step = replace(plain, critic=SlopeCritic(), gan_weight=0.1, gan_timesteps=own)
     z = batch.draws.normal("student_noise", (1, 2, 2))
     x_t, t = plain._noised(0.7 * z, batch)
+    if own:
+        t = own(batch.draws.uniform("gan_time"))
+        x_t = diffuse(plain.schedule, 0.7 * z, batch.draws.normal("gan_noise", (1, 2, 2)), t)
     slope = -torch.sigmoid(-0.3 * x_t.flatten(1).sum(1)) * 0.3 * (1 - t)
     expected = 0.1 * (z.flatten(1).sum(1) * slope).mean()
     found = [torch.autograd.grad(s.student_loss(batch).total, s.student.scale)[0] for s in (step, plain)]
     torch.testing.assert_close(found[0] - found[1], expected)
+
+
+def test_the_critic_learns_the_noise_levels_that_it_is_asked_at(batch):
+    """Those of the GAN term, if nothing else asks it; an f-divergence asks at all levels of fidelity."""
+    low = UniformTimesteps(0.02, 0.03)
+    for divergence, highest in ((None, 0.03), (load_divergence("js"), 0.98)):
+        critic = SlopeCritic()
+        step = make_step(divergence=divergence, critic=critic, gan_weight=0.1, gan_timesteps=low)
+        step.critic_loss(batch)
+        assert all((times.max() > 0.03) == (highest > 0.03) for times in critic.times)
+        critic.times.clear()
+        step.student_loss(batch)
+        assert critic.times[-1].max() <= 0.03 and len(critic.times) == (2 if divergence else 1)
 
 
 def test_the_critic_is_trained_between_fake_score_and_student(batch):

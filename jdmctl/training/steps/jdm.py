@@ -77,7 +77,7 @@ class JDMStep:
     student's with those asked of it, q(x, c): no lambda enters, so r is that of lambda = 1. Requests are then drawn
     from p(c | x) = N(h(x), jitter^2) in all losses: without noise a critic could part the two sides, and r vanish.
     Beside energies of another noise or weight than that it is a heuristic, too.
-    `gan_weight` adds E[softplus(-critic)] of the noised sample.
+    `gan_weight` adds E[softplus(-critic)] of the noised sample, at levels of its own where `gan_timesteps` is given.
     """
 
     student: Student
@@ -105,6 +105,7 @@ class JDMStep:
     critic_updates: int = 1
     normaliser: RatioNormaliser | None = None
     gan_weight: float = 0.0
+    gan_timesteps: UniformTimesteps | None = None  # None: where fidelity is looked at
     r1_weight: float = 0.0  # of the critic's approximate R1
     guidance: PromptGuidance | None = None
     anchor: Anchor | None = None
@@ -147,7 +148,8 @@ class JDMStep:
             fake = self._generate(batch)
         is_joint = self.ratio == "learned"
         real, real_seen = joint_samples(batch, self.codec) if is_joint else real_samples(batch, self.codec, seen)
-        t = self.timesteps(batch.draws.uniform("critic_time"))
+        only_gan = self.gan_timesteps if not self._is_weighted else None  # else it is asked at all levels
+        t = (only_gan or self.timesteps)(batch.draws.uniform("critic_time"))
         real_t = self._diffuse(real, "critic_real_noise", t, batch)
         fake_t = self._diffuse(fake, "critic_fake_noise", t, batch)
         return teach(self.critic, (real_t, real_seen), (fake_t, seen), t, batch, self.r1_weight)
@@ -164,8 +166,10 @@ class JDMStep:
         logs = {f"{name}_energy": values.mean() for name, values in energies.items()}
         for name in energies:
             gradients[name] = self.weights[name] * gradients[name]
-        if self._is_weighted or self.gan_weight:
-            logs |= self._judge(gradients, energies, x0, batch)
+        if self._is_weighted:
+            logs |= self._weigh(gradients, energies, x0, batch)
+        if self.gan_weight:
+            gradients["gan"] = self._gan_gradient(x0, batch)
         total = (x0 * sum(gradients.values())).flatten(1).sum(1).mean()
         if self.anchor:
             logs["anchor_loss"] = (held := self.anchor()).detach()
@@ -218,26 +222,32 @@ class JDMStep:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return guidance.weight * self.matching.gradient(x0, asked, unasked, alpha, sigma)
 
-    def _judge(
+    def _weigh(
         self, gradients: dict[str, Tensor], energies: dict[str, Tensor], x0: Tensor, batch: Batch
     ) -> dict[str, Tensor]:
-        """One look of the critic: multiplies the gradients by h(r), adds that of the GAN term, returns logs."""
-        assert self.critic is not None, "checked in __post_init__"
-        logs: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(self.gan_weight != 0):
-            leaf = x0.detach().requires_grad_(self.gan_weight != 0)
-            x_t, t = self._noised(leaf, batch)
+        """Multiplies the gradients by h(r), of what the critic says where fidelity is looked at; returns logs."""
+        assert self.critic is not None and self.divergence is not None, "checked in __post_init__"
+        x_t, t = self._noised(x0.detach(), batch)
+        with torch.no_grad():
             logits = self.critic(x_t, t, batch.prompt, self._critic_controls(batch))  # [B]
-        if self.divergence and self._is_weighted:
-            composed = energies if self.ratio == "joint" else {}
-            likelihoods = [-self.weights[name] * values for name, values in composed.items()]
-            h, logs = sample_weights(self.divergence, self.normaliser, logits.detach(), likelihoods, t)
-            for name in ["fidelity"] if self.ratio == "fidelity" else list(gradients):
-                gradients[name] = expand(h.to(x0), x0) * gradients[name]
-        if self.gan_weight:
-            (gradient,) = torch.autograd.grad(gan_loss(logits).sum(), leaf)
-            gradients["gan"] = self.gan_weight * gradient
+        composed = energies if self.ratio == "joint" else {}
+        likelihoods = [-self.weights[name] * values for name, values in composed.items()]
+        h, logs = sample_weights(self.divergence, self.normaliser, logits, likelihoods, t)
+        for name in ["fidelity"] if self.ratio == "fidelity" else list(gradients):
+            gradients[name] = expand(h.to(x0), x0) * gradients[name]
         return logs
+
+    def _gan_gradient(self, x0: Tensor, batch: Batch) -> Tensor:
+        assert self.critic is not None, "checked in __post_init__"
+        leaf = x0.detach().requires_grad_()
+        if self.gan_timesteps:
+            t = self.gan_timesteps(batch.draws.uniform("gan_time"))
+            x_t = self._diffuse(leaf, "gan_noise", t, batch)
+        else:
+            x_t, t = self._noised(leaf, batch)
+        logits = self.critic(x_t, t, batch.prompt, self._critic_controls(batch))  # [B]
+        (gradient,) = torch.autograd.grad(gan_loss(logits).sum(), leaf)
+        return self.gan_weight * gradient
 
     @property
     def _is_weighted(self) -> bool:
