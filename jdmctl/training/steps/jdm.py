@@ -1,5 +1,6 @@
 """Joint Distribution Matching: one-step students, taught by a teacher that never sees a control."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +28,8 @@ from jdmctl.types import (
     Phase,
     Student,
 )
+
+Noised = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]  # x0 -> x_t and t
 
 
 @dataclass(frozen=True)
@@ -166,10 +169,8 @@ class JDMStep:
         logs = {f"{name}_energy": values.mean() for name, values in energies.items()}
         for name in energies:
             gradients[name] = self.weights[name] * gradients[name]
-        if self._is_weighted:
-            logs |= self._weigh(gradients, energies, x0, batch)
-        if self.gan_weight:
-            gradients["gan"] = self._gan_gradient(x0, batch)
+        if self._is_weighted or self.gan_weight:
+            logs |= self._judge(gradients, energies, x0, batch)
         total = (x0 * sum(gradients.values())).flatten(1).sum(1).mean()
         if self.anchor:
             logs["anchor_loss"] = (held := self.anchor()).detach()
@@ -222,32 +223,38 @@ class JDMStep:
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         return guidance.weight * self.matching.gradient(x0, asked, unasked, alpha, sigma)
 
-    def _weigh(
+    def _judge(
         self, gradients: dict[str, Tensor], energies: dict[str, Tensor], x0: Tensor, batch: Batch
     ) -> dict[str, Tensor]:
-        """Multiplies the gradients by h(r), of what the critic says where fidelity is looked at; returns logs."""
-        assert self.critic is not None and self.divergence is not None, "checked in __post_init__"
-        x_t, t = self._noised(x0.detach(), batch)
-        with torch.no_grad():
-            logits = self.critic(x_t, t, batch.prompt, self._critic_controls(batch))  # [B]
-        composed = energies if self.ratio == "joint" else {}
-        likelihoods = [-self.weights[name] * values for name, values in composed.items()]
-        h, logs = sample_weights(self.divergence, self.normaliser, logits, likelihoods, t)
-        for name in ["fidelity"] if self.ratio == "fidelity" else list(gradients):
-            gradients[name] = expand(h.to(x0), x0) * gradients[name]
+        """What the critic says: multiplies the gradients by h(r), adds that of the GAN term, returns logs."""
+        logs: dict[str, Tensor] = {}
+        leaf, logits, t = self._look(x0, batch, self._noised if self._is_weighted else self._gan_noised)
+        if self.divergence and self._is_weighted:
+            composed = energies if self.ratio == "joint" else {}
+            likelihoods = [-self.weights[name] * values for name, values in composed.items()]
+            h, logs = sample_weights(self.divergence, self.normaliser, logits.detach(), likelihoods, t)
+            for name in ["fidelity"] if self.ratio == "fidelity" else list(gradients):
+                gradients[name] = expand(h.to(x0), x0) * gradients[name]
+        if self.gan_weight:
+            if self._is_weighted and self.gan_timesteps:
+                leaf, logits, _ = self._look(x0, batch, self._gan_noised)
+            (gradient,) = torch.autograd.grad(gan_loss(logits).sum(), leaf)
+            gradients["gan"] = self.gan_weight * gradient
         return logs
 
-    def _gan_gradient(self, x0: Tensor, batch: Batch) -> Tensor:
+    def _look(self, x0: Tensor, batch: Batch, noised: Noised) -> tuple[Tensor, Tensor, Tensor]:
+        """x0 as a leaf, the critic's logits [B] of what `noised` makes of it, and at which times [B]."""
         assert self.critic is not None, "checked in __post_init__"
-        leaf = x0.detach().requires_grad_()
-        if self.gan_timesteps:
-            t = self.gan_timesteps(batch.draws.uniform("gan_time"))
-            x_t = self._diffuse(leaf, "gan_noise", t, batch)
-        else:
-            x_t, t = self._noised(leaf, batch)
-        logits = self.critic(x_t, t, batch.prompt, self._critic_controls(batch))  # [B]
-        (gradient,) = torch.autograd.grad(gan_loss(logits).sum(), leaf)
-        return self.gan_weight * gradient
+        with torch.set_grad_enabled(self.gan_weight != 0):
+            leaf = x0.detach().requires_grad_(self.gan_weight != 0)
+            x_t, t = noised(leaf, batch)
+            return leaf, self.critic(x_t, t, batch.prompt, self._critic_controls(batch)), t
+
+    def _gan_noised(self, x0: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.gan_timesteps is None:
+            return self._noised(x0, batch)
+        t = self.gan_timesteps(batch.draws.uniform("gan_time"))
+        return self._diffuse(x0, "gan_noise", t, batch), t
 
     @property
     def _is_weighted(self) -> bool:
