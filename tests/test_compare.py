@@ -13,7 +13,10 @@ from PIL import Image, ImageDraw
 
 from jdmctl.cli import app as cli
 from jdmctl.comparison.cells import Entry, plan
+from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.history import History
+from jdmctl.comparison.scoring import score
+from jdmctl.comparison.searches import MorePasses
 from jdmctl.errors import BadInputError
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.source import captioned_folder
@@ -181,6 +184,20 @@ def captioned_world(tiny_world, tmp_path, monkeypatch):
     samples.cache_clear()
     yield world
     samples.cache_clear()
+
+
+def test_a_student_may_lie_anywhere_its_teacher_in_the_world(recipe, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def reach(*_):
+        raise Reached
+
+    monkeypatch.setattr("jdmctl.comparison.scoring.build_family", reach)
+    for role, outcome in (("student", Reached), ("teacher", BadInputError)):
+        cells = plan(recipe, [f"model.{role}=mine"], entries("jdm"), tmp_path)
+        with pytest.raises(outcome):
+            score(cells, Asked(num=8), MorePasses(), "", print)
 
 
 @pytest.fixture

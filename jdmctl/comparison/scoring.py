@@ -43,10 +43,10 @@ def score(cells: Sequence[Cell], asked: Asked, more: MorePasses, command: str, s
     """Draw and measure.
 
     Raises:
-        BadInputError: the recipe is not one on the world in use, and no other pictures are given.
+        BadInputError: the teacher is not that of the world in use, and no other pictures are given.
     """
     recipe = cells[0].recipe
-    if asked.data is None and not is_of_world(recipe.model.student):
+    if asked.data is None and not is_of_world(recipe.model.teacher):
         raise BadInputError(
             "compare needs a recipe on the embedded world, or held-out pictures",
             hint="give --data FOLDER with captioned pictures that no cell was trained on",
