@@ -61,6 +61,7 @@ ARMS = {
     "jdm, in a great hurry, falling rate": Arm("training.num_steps", (8, 10, 12), ("rewards.0.ratio=2", *_FALLING)),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
+    "reward only, falling rate": Arm("training.num_steps", (6, 8), (*_WITHOUT, "training.lr_schedule=linear")),
     "reward + l2": Arm("student.l2_to_start", (1000, 3000, 10000, 30000), _WITHOUT),
 }
 SEARCHES = {"best of": (4, 16), "noise refined, steps": (2, 5, 10)}
