@@ -32,7 +32,7 @@ from jdmctl.recipe import AWARE_TEACHERS, Recipe
 from jdmctl.recipe_sections import SCORE_DIVERGENCES, HeldOutReward, Model
 from jdmctl.rewards.base import Reward, load_reward
 from jdmctl.tinyworld.world import built_form, is_of_world, world_folder
-from jdmctl.training.energies import ControlEnergy, RewardEnergy
+from jdmctl.training.energies import ControlEnergy, RewardEnergy, extract
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
@@ -175,7 +175,7 @@ def build_nct_step(recipe: Recipe, family: Any, controls: Mapping[str, Control])
     return NCTStep(
         student=family.student,
         codec=family.codec,
-        extractors={name: control.condition for name, control in controls.items()},
+        extractors={name: functools.partial(extract, control) for name, control in controls.items()},
         latent_shape=family.latent_shape,
         student_parameters=family.student.trainable(),
         log_multiplier=nn.Parameter(torch.tensor(start, device=next(family.student.parameters()).device)),

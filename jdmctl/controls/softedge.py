@@ -33,9 +33,7 @@ class SoftEdge:
 
     @torch.no_grad()
     def condition(self, image: Tensor) -> Tensor:
-        """[B, 3, H, W] in float32, under autocast too: in bf16, oneDNN takes minutes over these small convolutions."""
-        with torch.autocast(image.device.type, enabled=False):
-            return edge_strength(image.float()).repeat(1, 3, 1, 1)
+        return edge_strength(image).repeat(1, 3, 1, 1)  # [B, 3, H, W]
 
     def energy(self, image: Tensor, condition: Tensor) -> Tensor:
         """Pseudo-Huber distance of e(image) to the condition, [B]: edges count for more than almost flat ground."""

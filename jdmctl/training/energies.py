@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from jdmctl.controls.base import Control
 from jdmctl.errors import BadInputError
 from jdmctl.types import Batch, Draws
 
@@ -21,13 +23,15 @@ class DifferentiableControl(Protocol):
     def energy(self, image: Tensor, condition: Tensor) -> Tensor: ...  # [B]
 
 
+def extract(control: Control, image: Tensor) -> Tensor:
+    """The control's exact condition of images that a run has drawn, [B, 3, H, W] both, as those of data are made."""
+    with _precision(control.gradient, image):
+        return control.condition(image)
+
+
 @dataclass(frozen=True)
 class ControlEnergy:
-    """-log p(c | image), with the control's own condition of the batch as c.
-
-    Under autocast only networks run in low precision. Arithmetic stays in float32, as the exact condition was made;
-    and wide depthwise filters take minutes in bfloat16 on a CPU.
-    """
+    """-log p(c | image), with the control's own condition of the batch as c."""
 
     control: DifferentiableControl
 
@@ -36,9 +40,7 @@ class ControlEnergy:
         return self.control.name
 
     def __call__(self, image: Tensor, batch: Batch) -> Tensor:
-        if self.control.gradient == "network":
-            return self.control.energy(image, batch.conditions[self.name])
-        with torch.autocast(image.device.type, enabled=False):
+        with _precision(self.control.gradient, image):
             return self.control.energy(image, batch.conditions[self.name])
 
 
@@ -97,3 +99,10 @@ def random_window(image: Tensor, share: float, draws: Draws) -> Tensor:
     rows, columns = indices
     sample = torch.arange(len(image), device=image.device)[:, None, None]
     return image.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
+
+
+def _precision(gradient: str, image: Tensor) -> AbstractContextManager[Any]:
+    """Under autocast only networks run in low precision. Arithmetic stays in float32, as the exact condition was made;
+    and wide depthwise filters take minutes in bfloat16 on a CPU.
+    """
+    return nullcontext() if gradient == "network" else torch.autocast(image.device.type, enabled=False)
