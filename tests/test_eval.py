@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from jdmctl.cli import app as cli
 from jdmctl.comparison import contest, heldout
 from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
 from jdmctl.evaluation.manifold import precision_and_recall
+from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld.source import scenes
 from jdmctl.tinyworld.world import SHIPPED
 
@@ -162,6 +164,28 @@ def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, ti
 )
 def test_what_cannot_be_scored_is_told(evaluate, clip, boxes, words, message):
     assert message in evaluate(*(word.format(boxes=boxes, clip=clip) for word in words), fails=True)
+
+
+@pytest.mark.parametrize(
+    "model", [{"student": "tiny"}, {"student": "mine"}, {"student": "mine", "teacher": "other"}], ids=str
+)
+def test_any_student_of_the_world_s_teacher_stands_beside_its_controlnets(tmp_path, monkeypatch, model):
+    """They are the teacher's, so they fit every student of it, and no other teacher's."""
+    (tmp_path / "controlnet_canny").mkdir()
+    scenes, builder = MagicMock(controls={"canny": None}), MagicMock()
+    for name, stand_in in {
+        "world_folder": lambda: tmp_path,
+        "world_report": lambda: {"controlnet_canny guidance": 1.5},
+        "build_base": builder,
+        "build_trained": builder,
+    }.items():
+        monkeypatch.setattr(contest, name, stand_in)
+    recipe = load_recipe("tiny/canny", [f"model.{key}={value}" for key, value in model.items()])
+    entrant = contest.Entrant(recipe, (), (0,), (), (recipe,))
+    methods = [name for name, _, _ in contest._baselines(scenes, entrant, print)]
+    assert methods[:3] == ["true pictures", "VAE round trip", "student without control"]
+    beside = [] if "teacher" in model else ["ControlNet plugged in", "ControlNet 25 steps"]
+    assert methods[3:] == beside
 
 
 def test_the_world_s_own_generators(in_tiny_world, tiny_world, monkeypatch, capsys):

@@ -8,13 +8,20 @@ from jdmctl.build import build_family
 from jdmctl.recipe_sections import Model
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.stages.student import draw
-from jdmctl.tinyworld.world import SHIPPED, samples
+from jdmctl.tinyworld.world import SHIPPED, own_students, samples
 
 
 def test_weights_are_safetensors_of_25_megabytes_at_most():
     weights = [file for file in SHIPPED.rglob("*") if file.is_file() and file.suffix not in (".json", ".txt")]
     assert {file.suffix for file in weights} == {".safetensors"}
     assert sum(file.stat().st_size for file in weights) <= 25_000_000
+
+
+def test_its_students_are_known(tiny_world, monkeypatch):
+    """Both of the shipped world's; one that was built without a LoRA has the other alone."""
+    assert own_students() == ["tiny/student", "tiny/student_lora"]
+    monkeypatch.setenv("JDMCTL_WORLD", str(tiny_world))
+    assert own_students() == ["tiny/student"]
 
 
 def test_the_student_that_is_a_lora_is_one_to_plain_diffusers():

@@ -73,8 +73,9 @@ def report(
     split: SplitOption = "test",
     num: NumOption = 500,
     student: Annotated[
-        list[str], typer.Option(help="One-step student of the world's teacher: tiny/student, a folder or a LoRA.")
-    ] = ["tiny/student"],  # noqa: B006
+        list[str] | None,
+        typer.Option(help="One-step student of the world's teacher, a folder or a LoRA; by default the world's own."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Times that each draws, from other noise.")] = 3,
     results: ResultsOption = None,
     as_json: JsonOption = False,
@@ -83,9 +84,11 @@ def report(
     """Measure the world's teacher and its one-step students: stated attributes, Frechet distance, variety."""
     from jdmctl.comparison.contest import world_rows
     from jdmctl.comparison.heldout import Asked
+    from jdmctl.tinyworld.world import own_students
 
+    students = student or own_students()
     words = ["jdmctl", "world", "report", "--split", split, "--num", str(num), "--seeds", str(seeds)]
-    words += [word for one in student for word in ("--student", one)]
+    words += [word for one in students for word in ("--student", one)]
     with Output(mode(as_json, quiet)) as out:
-        rows = world_rows(Asked(split=split, num=num), student, range(seeds), shlex.join(words), out.note)
+        rows = world_rows(Asked(split=split, num=num), students, range(seeds), shlex.join(words), out.note)
         publish(rows, results, out)

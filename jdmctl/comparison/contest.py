@@ -216,7 +216,8 @@ def _baselines(scenes: Scenes, entrant: Entrant, say: Say) -> Iterator[tuple[str
     say("drawing the student without control")
     yield NO_CONTROL, 1, scenes.draw(family, seed, controlled=False)
     shipped = {name: world_folder() / f"controlnet_{name}" for name in scenes.controls}
-    if not shipped or recipe.model.student != "tiny" or not all(folder.exists() for folder in shipped.values()):
+    model = recipe.model
+    if not shipped or not model.student or model.teacher != "tiny" or not all(map(Path.exists, shipped.values())):
         return
     say("drawing the student with an ordinary ControlNet plugged in")
     yield "ControlNet plugged in", 1, scenes.draw(build_trained(recipe, None, shipped), seed)

@@ -32,6 +32,11 @@ def world_folder() -> Path:
     return folder
 
 
+def own_students() -> list[str]:
+    """What recipes call the one-step students that the world in use came with."""
+    return [f"tiny/{name}" for name in ("student", "student_lora") if (world_folder() / name).exists()]
+
+
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """The world in `folder` is the one in use, whatever JDMCTL_WORLD says."""
