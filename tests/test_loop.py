@@ -167,7 +167,20 @@ def test_the_best_and_the_last_checkpoint_are_kept(tmp_path):
 
     state, _ = train(tmp_path, step, stages(step, 0, 30), watcher=PrefersTen(step))
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000010", "step-000030"]
-    assert state.best == {"name": "step-000010", "score": 0.0}
+    assert (state.best["name"], state.best["score"]) == ("step-000010", 0.0)
+
+
+def test_the_latest_of_those_as_good_as_the_best_is_chosen(tmp_path):
+    """Scores 0, -0.8, -1.6, errors of 1: step 20 is as good as step 10; step 30 is not, though as good as step 20."""
+    step = ToyStep()
+
+    class Falls(Watcher):
+        def validate(self):
+            return {"score": -0.08 * (step.calls.count("student") - 10), "score_error": 1.0}
+
+    state, _ = train(tmp_path, step, stages(step, 0, 30), watcher=Falls(step))
+    assert (state.best["name"], state.best["peak"]) == ("step-000020", 0.0)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000020", "step-000030"]
 
 
 def test_validation_and_previews_see_the_average(tmp_path):

@@ -184,7 +184,9 @@ class _Loop:
     def look(self, stage: Stage, is_last: bool = False) -> bool:
         """Validate and show the averaged weights where it is due; whether they are the best so far.
 
-        A stage's start is measured too, but what nothing has trained is never its best.
+        A stage's start is measured too, but what nothing has trained is never its best. Of all that are as good as the
+        highest score, to within its standard error, the latest is: it was matched to the teacher for longest, which a
+        score of adherence does not see.
         """
         state, settings = self.state, self.settings
         if not stage.averaged or not self.accelerator.is_main_process:
@@ -193,11 +195,13 @@ class _Loop:
         with state.average.applied(), torch.no_grad():
             if is_last or state.step % settings.validate_every_steps == 0:
                 values = dict(self.observer.validate())
-                is_best = state.step > 0 and not values["score"] <= state.best.get("score", float("-inf"))
+                peak = max(state.best.get("peak", float("-inf")), values["score"])
+                is_best = state.step > 0 and not values["score"] < peak - values.get("score_error", 0.0)
                 if is_best:
-                    state.best = {"name": name} | values
+                    state.best = {"name": name, "peak": peak} | values
                 state.halted = settings.stop_on_alarm and values.get("alarm", 0) >= ALARMS_TO_STOP
-                self.observer.log({"event": "validation", "stage": stage.name, "step": state.step} | values)
+                where = {"event": "validation", "stage": stage.name, "step": state.step, "is_best": is_best}
+                self.observer.log(where | values)
             if is_last or state.step % settings.preview_every_steps == 0:
                 self.observer.preview(name)
         return is_best

@@ -26,7 +26,7 @@ class Measure(Protocol):
     """What says how good the student is, and shows it."""
 
     def measure(self) -> dict[str, float]:
-        """Numbers; `score` chooses the best checkpoint, higher is better."""
+        """Numbers; `score`, and `score_error` if it has one, choose the best checkpoint, higher is better."""
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
         """Those that matter most: told while it trains, and drawn over it."""
@@ -69,15 +69,17 @@ class Validation:
         return self.codec.decode(x0).clamp(0, 1)
 
     def measure(self) -> dict[str, float]:
-        """canny_f1 and the like, means over samples; `score` is larger for better adherence."""
+        """canny_f1 and the like, means over samples; `score` is larger for better adherence, `score_error` its standard
+        error."""
         parts: dict[str, list[Tensor]] = {}
         for batch in self.batches:
             image = self.draw(batch)
             for name, control in self.controls.items():
                 for metric, values in control.scores(image, batch.conditions[name]).items():
                     parts.setdefault(f"{name}_{metric}", []).append(values.float().cpu())
-        means = {key: torch.cat(values).mean().item() for key, values in parts.items()}
-        return means | {"score": self._score(means)}
+        samples = {key: torch.cat(values) for key, values in parts.items()}
+        means = {key: values.mean().item() for key, values in samples.items()}
+        return means | {"score": self._score(means), "score_error": self._score_error(samples)}
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
         """The one number that stands for each control."""
@@ -112,6 +114,12 @@ class Validation:
             for name, control in self.controls.items()
         ]
         return sum(logs) / len(logs)
+
+    def _score_error(self, samples: Mapping[str, Tensor]) -> float:
+        """To first order: of each log(mean) std / (mean sqrt(n)), of their mean the root of the squares' sum over K."""
+        found = [samples[f"{name}_{control.headline}"] for name, control in self.controls.items()]
+        errors = [each.std(correction=0) / each.mean().clamp_min(1e-6) / len(each) ** 0.5 for each in found]
+        return torch.stack(errors).norm().item() / len(errors)
 
 
 @dataclass(frozen=True)

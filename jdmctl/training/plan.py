@@ -30,7 +30,7 @@ class Observer(Protocol):
     def log(self, record: dict[str, Any]) -> None: ...
 
     def validate(self) -> Mapping[str, float]:
-        """Measurements; `score` chooses the best checkpoint, higher is better.
+        """Measurements; `score` chooses the best checkpoint, higher is better, within `score_error` if there is one.
 
         `alarm`, if it is there, is for how many validations in a row something has been wrong.
         """

@@ -103,7 +103,7 @@ def train(
                     write(partial)
                     _add_metadata(partial, of_products)
     accelerator.wait_for_everyone()
-    best = {key: value for key, value in state.best.items() if key != "score"}
+    best = {key: value for key, value in state.best.items() if key not in ("score", "score_error", "peak")}
     products = {name: str(folder / name) for name in run.products}
     return {"products": products, "best": best, "halted": state.halted, **extra}
 

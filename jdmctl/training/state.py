@@ -45,7 +45,7 @@ class TrainingState:
         self.order = 0
         self.updates = dict.fromkeys(self.parameters, 0)
         self.losses: list[float] = []  # of this stage's last phase, for the rule that ends a warm-up
-        self.best: dict[str, Any] = {}  # name, score and values of the best checkpoint on validation
+        self.best: dict[str, Any] = {}  # name and values of the best checkpoint on validation, highest score so far
         self.halted = False  # this stage is over before its last step
 
     def enter(self, stage: int, averaged: Sequence[nn.Parameter]) -> None:
