@@ -82,7 +82,7 @@ def measured_in_training(metrics: Path) -> str:
     looks = [r for r in records if r["event"] == "validation" and r["stage"] == last and r["step"] > 0]
     if not looks:
         return "Not measured."
-    best = next((look for look in reversed(looks) if look["is_best"]), looks[-1])
+    best = next((look for look in reversed(looks) if look.get("is_best")), looks[-1])
     told = "\n".join(f"- {name}: {value:.4f}" for name, value in best["adherence"].items())
     return (
         f"On held-out test pictures: not measured. While it trained, on the validation samples that chose these "
