@@ -53,7 +53,7 @@ class Approval:
             values["accuracy"] = self.accuracy(images)
         if self.adherence:
             found = self.adherence.measure()
-            values |= found | {"adherence_score": found["score"], "score_error": 0.0}  # the score is not its own
+            values |= found | {"adherence_score": found["score"], "score_error": 0.0}  # of rewards: highest alone
         return self.watch.look(values, {name: each.std().item() for name, each in liked.items()})
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
