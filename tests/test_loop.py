@@ -234,6 +234,17 @@ def test_moving_average():
     assert parameter.item() == 1
 
 
+def test_an_average_elsewhere_fetches_weights_through_one_buffer():
+    """Each as it lies, channels last too; the second in the memory of the first."""
+    large = nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    small = nn.Parameter(torch.randn(5))
+    average = MovingAverage([small, large], 0.99, "cpu")
+    first = average._fetched(large)
+    assert torch.equal(first, large) and first.stride() == large.stride()
+    second = average._fetched(small)
+    assert torch.equal(second, small) and second.data_ptr() == first.data_ptr() != small.data_ptr()
+
+
 def test_is_level():
     """Falling by 10% a window is not level, by 1% is; fewer than two windows never are."""
     assert not is_level([1.0] * 39)

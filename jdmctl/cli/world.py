@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from jdmctl.cli.evaluate import publish
-from jdmctl.cli.options import JsonOption, NumOption, QuietOption, ResultsOption, SplitOption
+from jdmctl.cli.options import DeviceOption, JsonOption, NumOption, QuietOption, ResultsOption, SplitOption
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
 
@@ -49,6 +49,7 @@ def form(
     name: Annotated[str, typer.Argument(help="sdxl, pixart or sd3.")],
     budget: Annotated[float, typer.Option(min=0.0005, help="Share of the full training to spend.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of every stage.")] = 0,
+    device: DeviceOption = "",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -63,7 +64,7 @@ def form(
     from jdmctl.tinyworld.forms.make import build_form
 
     with Output(mode(as_json, quiet)) as out:
-        folder, numbers = build_form(name, budget, seed, out.note, out.event)
+        folder, numbers = build_form(name, budget, seed, out.note, out.event, device)
         lines = "\n".join(f"{key.ljust(20)}  {value:.4f}" for key, value in numbers.items())
         out.result({"form": str(folder), "report": numbers}, f"{lines}\nform: {folder}")
 

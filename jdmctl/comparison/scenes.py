@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jdmctl.comparison.kept import KeptSampler
 from jdmctl.comparison.marks import Marks, Statistic, gap_closed, marks_of, ratio, thumbnails
 from jdmctl.controls.base import Control
 from jdmctl.evaluation.bootstrap import bootstrap
@@ -17,6 +18,7 @@ from jdmctl.evaluation.prompts import Classes
 from jdmctl.evaluation.results import Row, setup
 from jdmctl.rewards.base import Reward
 from jdmctl.tinyworld.source import Pictures
+from jdmctl.tinyworld.world import cache_folder
 from jdmctl.training.draws import SampleDraws
 
 TRUE, ROUND_TRIP, NO_CONTROL = "true pictures", "VAE round trip", "student without control"
@@ -144,15 +146,16 @@ class Scenes:
         num_steps: int = 1,
         guidance_scale: float = 1.0,
     ) -> Tensor:
+        sampler = KeptSampler(family, cache_folder() / "drawings") if num_steps > 1 else None
         images = []
         for part in torch.arange(len(captions)).split(_BATCH):
             prompt = family.encode_prompt([captions[i] for i in part.tolist()])
             noise = SampleDraws(seed, noise_name, part.tolist()).normal("student_noise", family.latent_shape)
             controls = {name: maps[part] for name, maps in conditions.items()}
-            if num_steps == 1:
-                latent = family.student.generate(noise, prompt, controls)
+            if sampler:
+                latent = sampler(noise, prompt, num_steps, guidance_scale, controls)
             else:
-                latent = family.multistep(noise, prompt, num_steps, guidance_scale, controls)
+                latent = family.student.generate(noise, prompt, controls)
             images.append(family.codec.decode(latent).clamp(0, 1))
         return torch.cat(images)
 

@@ -44,7 +44,7 @@ def fit(
     report: Callable[[int, float, float], None] = lambda step, loss, seconds_left: None,
     snapshots: dict[int, Callable[[], None]] | None = None,
 ) -> None:
-    """Train `module` in place; leaves its EMA weights in it if `ema_decay` is set.
+    """Train `module` in place, on the device it is on; leaves its EMA weights in it if `ema_decay` is set.
 
     `loss(generator)` draws everything random from a generator seeded by (seed, step), so a resumed run repeats an
     uninterrupted one. `snapshots[step]` is called with the EMA weights in place once that many steps are done.
@@ -59,13 +59,13 @@ def fit(
     )
     ema = {name: p.detach().clone() for name, p in parameters.items()}
     start = _load(state_file, parameters, ema, optimizer)
-    generator = torch.Generator()
+    generator, device = torch.Generator(), next(iter(parameters.values())).device
     began = saved = time.monotonic()
     for step in range(start, settings.num_steps):
         generator.manual_seed(settings.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(step)
-        with training_attention("cpu"):
+        with training_attention(device):
             value = loss(generator)
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -121,5 +121,7 @@ def _load(
     for name, p in parameters.items():
         p.data.copy_(tensors["parameter." + name])
         ema[name].copy_(tensors["ema." + name])
-        optimizer.state[p] = {key: tensors[f"{key}.{name}"].clone() for key in ("step", "exp_avg", "exp_avg_sq")}
+        optimizer.state[p] = {
+            key: tensors[f"{key}.{name}"].to(p.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
+        }
     return int(tensors[f"step.{next(iter(parameters))}"])

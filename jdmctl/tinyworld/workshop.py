@@ -45,6 +45,6 @@ class Workshop:
         fit(module, loss, settings, self.scratch / f"{name}.safetensors", progress, snapshots)
 
 
-def autocast() -> torch.autocast:
+def autocast(device: torch.device | str = "cpu") -> torch.autocast:
     """bf16 where the network is large: with channels_last 1.3-1.9 times faster than float32 on a CPU that has it."""
-    return torch.autocast("cpu", torch.bfloat16)
+    return torch.autocast(torch.device(device).type, torch.bfloat16)

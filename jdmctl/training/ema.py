@@ -22,14 +22,18 @@ class MovingAverage:
         self.num_updates = 0
         self.device = device
         self.values = self._own()
+        self._passage: Tensor | None = None  # between two devices, as large as the largest of them
 
     @torch.no_grad()
     def update(self) -> None:
         if not self.parameters:
             return
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
-        now = [p.to(value.device) for p, value in zip(self.parameters, self.values, strict=True)]
-        torch._foreach_lerp_(self.values, now, 1 - decay)
+        if all(p.device == value.device for p, value in zip(self.parameters, self.values, strict=True)):
+            torch._foreach_lerp_(self.values, self.parameters, 1 - decay)
+        else:
+            for p, value in zip(self.parameters, self.values, strict=True):
+                value.lerp_(self._fetched(p), 1 - decay)
         self.num_updates += 1
 
     @torch.no_grad()
@@ -48,6 +52,17 @@ class MovingAverage:
             with torch.no_grad():
                 for parameter, value in zip(self.parameters, own, strict=True):
                     parameter.copy_(value)
+
+    def _fetched(self, parameter: nn.Parameter) -> Tensor:
+        """It where the average is, laid out alike, until the next is asked for.
+
+        One pinned buffer for all: memory got anew for every weight of every update takes longer than the copy itself.
+        """
+        if self._passage is None:
+            size = max(p.numel() for p in self.parameters)
+            is_pinned = parameter.device.type == "cuda"
+            self._passage = torch.empty(size, dtype=parameter.dtype, device=self.device, pin_memory=is_pinned)
+        return self._passage.as_strided(parameter.shape, parameter.stride()).copy_(parameter)
 
     def _own(self) -> list[Tensor]:
         return [p.detach().to(self.device or p.device, copy=True) for p in self.parameters]

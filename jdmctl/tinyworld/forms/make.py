@@ -40,19 +40,21 @@ def build_form(
     seed: int = 0,
     say: Callable[[str], None] = print,
     show: Callable[[Mapping[str, Any]], None] = lambda record: None,
+    device: str = "",
 ) -> tuple[Path, dict[str, float]]:
     """The folder with teacher/ and student/, and numbers of both on val; what is there already is not built again.
 
     `budget` scales the number of steps and of pictures; `show` is given the records of the student's training.
+    Both are trained on `device`, by default a GPU if there is one, and measured on the CPU.
     """
     folder, form = form_folder(name), FORMS[name]
     scratch = folder.with_name(f"{name}-unfinished")
     shop = Workshop(samples, world_folder(), scratch, budget, seed, say)
+    accelerator = make_accelerator(device, "bf16")
     if not (folder / "teacher").exists():
-        _build_teacher(shop, form, folder / "teacher")
+        _build_teacher(shop, form, folder / "teacher", accelerator.device)
     if not (folder / "student").exists():
         recipe = student_recipe(shop, name, form)
-        accelerator = make_accelerator("cpu", recipe.training.precision)
         train(build_run(recipe, accelerator), scratch / "distill", accelerator, show, resume=True)
         with whole_folder(folder / "student") as partial:
             shutil.copytree(scratch / "distill" / "student", partial, dirs_exist_ok=True)
@@ -63,7 +65,7 @@ def build_form(
     return folder, json.loads(report.read_text(encoding="utf-8"))
 
 
-def _build_teacher(shop: Workshop, form: Form, folder: Path) -> None:
+def _build_teacher(shop: Workshop, form: Form, folder: Path, device: torch.device) -> None:
     """Mean squared error of the raw output, at times as the schedule's own: epsilon's or the flow's regression."""
     world = StableDiffusionPipeline.from_pretrained(
         shop.output / "teacher", safety_checker=None, torch_dtype=torch.float32
@@ -77,17 +79,19 @@ def _build_teacher(shop: Workshop, form: Form, folder: Path) -> None:
     encoders = [part for name, part in family.parts.items() if name.startswith("text_encoder")]
     trained = nn.ModuleList([family.teacher.backbone, *encoders]).requires_grad_(True).train()
     latents, schedule = encode(family.parts["vae"], pictures.images), family.schedule
+    trained.to(device)
 
     def loss(generator: torch.Generator) -> Tensor:
         index = torch.randint(len(latents), (BATCH_SIZE,), generator=generator)
         wording = torch.randint(2**16, (BATCH_SIZE,), generator=generator).tolist()
         dropped = (torch.rand(BATCH_SIZE, generator=generator) < 0.1).tolist()
-        t = torch.rand(BATCH_SIZE, generator=generator)
-        x0, noise = latents[index], torch.randn(BATCH_SIZE, *latents.shape[1:], generator=generator)
+        drawn = torch.rand(BATCH_SIZE, generator=generator)
+        noise = torch.randn(BATCH_SIZE, *latents.shape[1:], generator=generator)
+        x0, noise, t = latents[index].to(device), noise.to(device), drawn.to(device)
         rows = [pictures.captions[i] for i in index.tolist()]
         texts = ["" if drop else row[n % len(row)] for row, n, drop in zip(rows, wording, dropped, strict=True)]
         x_t = diffuse(schedule, x0, noise, t)
-        with autocast():
+        with autocast(device):
             prompt = kind.encode_prompt.__wrapped__(family, texts)  # type: ignore[attr-defined]  # with gradients
             output = family.teacher.network(x_t, schedule.timestep(t), prompt, {})
         target = from_x0(family.teacher.prediction, x0, x_t, schedule.alpha(t), schedule.sigma(t))

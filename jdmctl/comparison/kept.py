@@ -1,0 +1,68 @@
+"""What a teacher drew in many steps, kept on disk and found again by all that it was drawn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from jdmctl.evaluation.results import setup
+from jdmctl.training.atomic import writing
+from jdmctl.types import Controls, Prompt
+
+
+class KeptSampler:
+    """A family's `multistep`, each batch drawn once. Processes may share the folder.
+
+    A batch's key is the sha256 of the teacher's weights, branches included, of its sampler's settings, of the noise,
+    prompt and conditions, and of the versions of torch and diffusers.
+    """
+
+    def __init__(self, family: Any, folder: Path) -> None:
+        self._family, self._folder = family, folder
+        self._teacher = _digest(
+            {
+                "weights": dict(family.teacher.state_dict()),
+                "sampler": [type(family).__qualname__, family.teacher.prediction, dict(family.sampler_config)],
+                "versions": setup(""),
+            }
+        )
+
+    def __call__(
+        self, noise: Tensor, prompt: Prompt, num_steps: int, guidance_scale: float, controls: Controls
+    ) -> Tensor:
+        """x0 [B, C, h, w], as `multistep` gives it. Raises JdmError if the folder cannot be written."""
+        asked = {"noise": noise, "prompt": prompt, "empty": self._family.empty_prompt(1), "controls": controls}
+        key = _digest({**asked, "how": [self._teacher, num_steps, guidance_scale]})
+        file = self._folder / f"{key}.safetensors"
+        try:
+            return load_file(file)["x0"].to(noise.device)
+        except (OSError, KeyError, SafetensorError):  # not there, or cut short: it is written anew
+            x0 = self._family.multistep(noise, prompt, num_steps, guidance_scale, controls)
+        partial = file.with_suffix(f".{os.getpid()}.partial")
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"x0": x0.contiguous()}, partial)
+            partial.replace(file)
+        return x0
+
+
+def _digest(content: Any) -> str:
+    """sha256 of tensors, texts and numbers in mappings and lists."""
+    digest = hashlib.sha256()
+    if isinstance(content, Tensor):
+        digest.update(f"{content.dtype} {tuple(content.shape)} ".encode())
+        digest.update(content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(content, Mapping):
+        digest.update(repr([(name, _digest(content[name])) for name in sorted(content)]).encode())
+    else:
+        digest.update(json.dumps(content, default=str, sort_keys=True).encode())
+    return digest.hexdigest()
