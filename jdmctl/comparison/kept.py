@@ -64,5 +64,9 @@ def _digest(content: Any) -> str:
     elif isinstance(content, Mapping):
         digest.update(repr([(name, _digest(content[name])) for name in sorted(content)]).encode())
     else:
-        digest.update(json.dumps(content, default=str, sort_keys=True).encode())
+        digest.update(json.dumps(content, default=_told, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+def _told(content: Any) -> str:
+    return _digest(content) if isinstance(content, Tensor) else str(content)
