@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from jdmctl import __version__
 from jdmctl.evaluation.results import setup
 from jdmctl.training.atomic import writing
 from jdmctl.types import Controls, Prompt
@@ -23,7 +24,8 @@ class KeptSampler:
     """A family's `multistep`, each batch drawn once. Processes may share the folder.
 
     A batch's key is the sha256 of the teacher's weights, branches included, of its sampler's settings, of the noise,
-    prompt and conditions, and of the versions of torch and diffusers.
+    prompt and conditions, and of the versions of this package, torch and diffusers. Who changes how a family samples
+    empties the folder.
     """
 
     def __init__(self, family: Any, folder: Path) -> None:
@@ -32,7 +34,7 @@ class KeptSampler:
             {
                 "weights": dict(family.teacher.state_dict()),
                 "sampler": [type(family).__qualname__, family.teacher.prediction, dict(family.sampler_config)],
-                "versions": setup(""),
+                "versions": setup(__version__),
             }
         )
 

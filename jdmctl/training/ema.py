@@ -56,7 +56,7 @@ class MovingAverage:
     def _fetched(self, parameter: nn.Parameter) -> Tensor:
         """It where the average is, laid out alike, until the next is asked for.
 
-        One pinned buffer for all: memory got anew for every weight of every update takes longer than the copy itself.
+        One pinned buffer for all, so that no update gets memory anew for every weight.
         """
         if self._passage is None:
             size = max(p.numel() for p in self.parameters)
