@@ -24,6 +24,7 @@ from jdmctl.build import (
     build_nct_step,
 )
 from jdmctl.build_memory import encode_alone, encoder_may_rest
+from jdmctl.build_quality import drawn_at_once
 from jdmctl.build_skeletons import is_like_teacher, prepared_roles, skeletons
 from jdmctl.controls.base import Control
 from jdmctl.errors import JdmError
@@ -59,8 +60,9 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """At the worst moment of training; while validating, the trained weights are set aside once."""
-        return self.held + max([self.average, *(one.peak for one in self.working.values())])
+        """At the worst moment; while validating, the trained weights are set aside once."""
+        aside = {"validation": self.average}
+        return self.held + max(one.peak + aside.get(name, 0) for name, one in self.working.items())
 
     def fits(self, gibibytes: int) -> bool:
         return self.peak + CONTEXT_BYTES <= gibibytes * 2**30
@@ -132,6 +134,8 @@ def _played(recipe: Recipe) -> MemoryPlan:
         }
         if recipe.memory.cache_latents:
             working["new latents"] = play_apart(functools.partial(_encode_one, encode, batch), batch)
+        shown = _batch(family, controls, drawn_at_once(family.resolution_px))
+        working["validation"] = play_apart(functools.partial(_draw, family, shown), shown)
     return MemoryPlan(
         {name: size for name, size in weights.items() if size},
         optimizer_bytes({phase.name: phase.parameters for phase in phases}, 8 if is_eight_bit else 32),
@@ -224,6 +228,13 @@ def _phases(
     decoder = step.codec.vae if isinstance(step.codec, QuickCodec) else None
     made: dict[str, Any] = {"fake score": step.fake_score, "critic": step.critic, "decoder": decoder}
     return [*phases, *step.phases], made, step.student_parameters
+
+
+@torch.no_grad()
+def _draw(family: Any, batch: Batch) -> torch.Tensor:
+    """What is looked at while it trains."""
+    noise = batch.draws.normal("student_noise", family.latent_shape)
+    return family.codec.decode(family.student.generate(noise, batch.prompt, batch.conditions)).clamp(0, 1)
 
 
 @torch.no_grad()

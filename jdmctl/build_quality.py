@@ -26,17 +26,22 @@ from jdmctl.training.quality import Quality
 from jdmctl.training.watch import Watch
 from jdmctl.types import Batch
 
-_BATCH_SIZE = 32
+_MOST_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**19
 _REFERENCE = 1000
 _GOALS = 6
 
 
-def validation_batches(recipe: Recipe, batches: Batches, val: Samples) -> list[Batch]:
-    """All validation samples once, whole prompts, the same noise each time."""
+def drawn_at_once(resolution_px: int) -> int:
+    """Pictures in a batch that is only looked at: a VAE of Stable Diffusion's holds 0.75 GiB for one of 512 px."""
+    return max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // resolution_px**2))
+
+
+def validation_batches(recipe: Recipe, family: Any, batches: Batches, val: Samples) -> list[Batch]:
+    """All validation samples once, whole prompts, the same noise each time; conditions wait on the CPU."""
     source = replace(batches, samples=val, prompt_dropout=0.0, buckets=None)
-    number = min(recipe.data.num_validation_samples, len(val))
-    starts = range(0, number, _BATCH_SIZE)
-    return [source.take("validation", range(at, min(at + _BATCH_SIZE, number))) for at in starts]
+    number, size = min(recipe.data.num_validation_samples, len(val)), drawn_at_once(family.resolution_px)
+    shown = [source.take("validation", range(at, min(at + size, number))) for at in range(0, number, size)]
+    return [replace(b, images=None, conditions={name: c.cpu() for name, c in b.conditions.items()}) for b in shown]
 
 
 def build_quality(
@@ -58,18 +63,25 @@ def build_quality(
             f"--set data.num_validation_samples={NEIGHBOURS + 1} or more",
         )
 
+    size = drawn_at_once(family.resolution_px)
+
     @torch.no_grad()
     def pooled(images: Tensor) -> Tensor:
         device = next(family.teacher.parameters()).device
-        latents = [encode(part.to(device)) for part in images.split(_BATCH_SIZE)]
-        return adaptive_avg_pool2d(torch.cat(latents), 4).flatten(1).double().cpu()
+        latents = [encode(part.to(device)) for part in images.split(size)]
+        return adaptive_avg_pool2d(torch.cat(latents), 4).flatten(1).cpu().double()
 
+    @torch.no_grad()
     def by_teacher(texts: list[str]) -> Tensor:
         generator = torch.Generator().manual_seed(recipe.seed)
         noise = torch.randn((len(texts), *family.latent_shape), generator=generator)
-        prompt, scale = family.encode_prompt(texts), recipe.objective.guidance_scale
-        latents = family.multistep(noise.to(batches.device), prompt, recipe.training.teacher_steps, scale)
-        return family.codec.decode(latents).clamp(0, 1).cpu()
+        steps, scale = recipe.training.teacher_steps, recipe.objective.guidance_scale
+        drawn = []
+        for first in range(0, len(texts), size):
+            prompt = family.encode_prompt(texts[first : first + size])
+            latents = family.multistep(noise[first : first + size].to(batches.device), prompt, steps, scale)
+            drawn.append(family.codec.decode(latents).clamp(0, 1).cpu())
+        return torch.cat(drawn)
 
     texts = [val.text(index) for index in range(number)]
     features = pooled
@@ -77,9 +89,9 @@ def build_quality(
         features, true = judge.features, samples("reference").image(slice(0, _REFERENCE))
     else:
         images, _ = val.take(range(number))
-        parts = [texts[first : first + _BATCH_SIZE] for first in range(0, number, _BATCH_SIZE)]
-        true = torch.cat([by_teacher(part) for part in parts]) if images is None else images
-    shown = validation_batches(recipe, batches, val)
+        true = by_teacher(texts) if images is None else images
+    shown = validation_batches(recipe, family, batches, val)
+    first_texts = [text for batch in shown for text in batch.texts][:_GOALS]
     return Quality(
         student=family.student,
         codec=family.codec,
@@ -87,7 +99,7 @@ def build_quality(
         batches=shown,
         features=lambda images: features(images.cpu()),
         reference=features(true),
-        goals=by_teacher(list(shown[0].texts[:_GOALS])),
+        goals=by_teacher(first_texts),
     )
 
 
@@ -120,7 +132,7 @@ def build_approval(
         quality=quality,
         rewards={**rewards, **heldout},
         watch=Watch(tuple(rewards), tuple(heldout)),
-        before=quality.draw(quality.batches[0]).cpu(),
+        before=quality.first()[1],
         accuracy=accuracy,
         adherence=adherence,
     )

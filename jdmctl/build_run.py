@@ -234,7 +234,7 @@ def _validation(
         codec=family.codec,
         latent_shape=family.latent_shape,
         controls=controls,
-        batches=validation_batches(recipe, batches, val),
+        batches=validation_batches(recipe, family, batches, val),
     )
 
 

@@ -75,8 +75,13 @@ class FirstCheck:
             "trains a control": self._trains,
         }
 
+    @property
+    def _precision(self) -> str:
+        """One for all of it: a process has one accelerator."""
+        return "bf16" if torch.cuda.is_available() and self.device != "cpu" else "fp32"
+
     def _machine(self) -> tuple[bool, str, str]:
-        accelerator = make_accelerator(self.device, "fp32")
+        accelerator = make_accelerator(self.device, self._precision)
         device = self.state["device"] = accelerator.device
         memory = ""
         if device.type == "cuda":
@@ -95,14 +100,9 @@ class FirstCheck:
         if found.family not in FAMILIES:
             return False, f"family {found.family}", "jdmctl has no adapter for it yet: jdmctl students"
         told = contract.timestep.value
-        time = known.student_time if known else 1.0 if not told else time_of(told, contract.prediction.value)
-        self.state["model"] = Model(
-            family=found.family,
-            teacher=self.teacher,
-            student=self.student,
-            student_time=time,
-            student_prediction="sample" if known and known.prediction == "sample" else None,
-        )
+        own = {"student_time": time_of(told, contract.prediction.value)} if told else {}
+        call = known.called_as if known else own
+        self.state["model"] = Model(family=found.family, teacher=self.teacher, student=self.student, **call)
         called = f"at timestep {contract.timestep.value}, {contract.prediction.value}"
         return True, f"{found.student or found.family}, teacher {self.teacher}, {called}", ""
 
@@ -145,11 +145,15 @@ class FirstCheck:
             "model": self.state.pop("model").model_dump(),
             "controls": [{"name": "canny", "ramp_steps": 0}],
             "fake_score": {"trainable": "lora", "warmup_min_steps": 1, "warmup_max_steps": 1},
-            "training": {"num_steps": self.num_steps, "batch_size": 1, "log_every_steps": 1, **every},
+            "training": {
+                "num_steps": self.num_steps,
+                "batch_size": 1,
+                "log_every_steps": 1,
+                **every,
+                "precision": self._precision,
+            },
             "data": {"source": "prompts", "path": str(prompts), "num_validation_samples": 2},
         }
-        if self.state["device"].type == "cuda":
-            values["training"]["precision"] = "bf16"
         self.state.clear()  # the run loads its own
         recipe = parse_recipe(values, (), "the first check")
         accelerator = make_accelerator(self.device, recipe.training.precision)

@@ -91,6 +91,36 @@ def test_an_adapter_of_another_model_is_refused(family, tmp_path):
         family.add_control_branch("canny", tmp_path / "b")
 
 
+def test_an_sdxl_adapter_in_the_published_form(tmp_path):
+    """TencentARC's for SDXL have a fourth map, which diffusers' UNet adds to its middle block by itself."""
+    tiny = next(tiny for tiny in UNETS if tiny.family == "sdxl")
+    tiny.write(tmp_path)
+    family = family_class("sdxl").load(tmp_path / "teacher", tmp_path / "student")
+    wanted = new_adapter(family.student.backbone, family.pixels_per_latent).config
+    channels = [*wanted.channels, wanted.channels[-1]]
+    adapter = T2IAdapter(
+        channels=channels, downscale_factor=wanted.downscale_factor, adapter_type="full_adapter_xl", num_res_blocks=2
+    )
+    adapter.save_pretrained(tmp_path / "adapter")
+    before = drawn(family)
+    family.add_control_branch("canny", tmp_path / "adapter")
+    controls = {"canny": condition_of(family)}
+    ours = drawn(family, controls)
+    pipe = quiet(
+        ADAPTER_PIPELINES["sdxl"].from_pretrained(
+            tmp_path / "student", adapter=T2IAdapter.from_pretrained(tmp_path / "adapter")
+        )
+    )
+    asked = {"image": controls["canny"], **tiny.one_step, "output_type": "latent"}
+    theirs = family.codec.decode(pipe(PROMPTS, latents=noise_of(family), **asked).images).clamp(0, 1)
+    assert (ours - before).abs().max() > 1e-3 and (ours - theirs).abs().max() < 1e-4
+    T2IAdapter(
+        in_channels=1, channels=channels, downscale_factor=wanted.downscale_factor, adapter_type="full_adapter_xl"
+    ).save_pretrained(tmp_path / "grey")
+    with pytest.raises(ConditionMismatchError, match="in_channels is 1, needed 3"):
+        family.add_control_branch("depth", tmp_path / "grey")
+
+
 def test_an_adapter_of_stable_diffusion_s_own_order_of_blocks(family):
     """SD 1.5: three blocks with attention and one without, which halves no more; each map fits the block's."""
 

@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from jdmctl.build import build_family
 from jdmctl.cli.doctor import doctor
@@ -14,6 +15,7 @@ from jdmctl.families.standins.write import STAND_INS
 from jdmctl.first_check import FirstCheck
 from jdmctl.recipe_sections import Model
 from jdmctl.training.draws import SampleDraws
+from jdmctl.training.run import make_accelerator
 
 
 def test_spectral_distance():
@@ -50,6 +52,23 @@ def test_doctor_with_a_student(tmp_path, capsys):
     assert len(checks) == 6 and all(row["ok"] for row in checks.values()), checks
     assert (tmp_path / "check" / "one-step.png").is_file()
     assert (tmp_path / "check" / "run" / "controlnet" / "config.json").is_file()
+
+
+def test_all_of_it_has_one_precision(tmp_path, monkeypatch):
+    """A second accelerator of a process must not ask for another, as one for bf16 after one for float32 would."""
+    asked = []
+
+    def make(device, precision):
+        asked.append(precision)
+        return make_accelerator("cpu", precision)
+
+    monkeypatch.setattr("jdmctl.first_check.make_accelerator", make)
+    monkeypatch.setattr("jdmctl.first_check.FirstCheck._precision", "bf16")
+    AcceleratorState._reset_state()
+    found = list(FirstCheck("tiny", "tiny", "cpu", tmp_path / "check").run())
+    assert len(found) == 6 and all(one.ok for one in found), found
+    assert asked == ["bf16", "bf16"]
+    AcceleratorState._reset_state()
 
 
 def test_the_angle_of_an_unknown_sana_sprint_is_pure_noise(tmp_path):

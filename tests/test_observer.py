@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from jdmctl.build_quality import drawn_at_once
 from jdmctl.training.draws import SampleDraws
 from jdmctl.training.observer import Validation
 from jdmctl.types import Batch
@@ -28,7 +29,44 @@ def test_the_score_and_its_standard_error():
     controls = {"depth": Scored("l1", False, (0.1, 0.3)), "canny": Scored("f1", True, (0.5, 0.5))}
     student = SimpleNamespace(generate=lambda noise, prompt, conditions: noise)
     codec = SimpleNamespace(decode=lambda x0: x0)
-    batch = Batch(None, dict.fromkeys(controls), SampleDraws(0, "validation", range(2)), ("", ""))
+    batch = Batch(
+        None, dict.fromkeys(controls, torch.zeros(2, 3, 2, 2)), SampleDraws(0, "validation", range(2)), ("", "")
+    )
     found = Validation(student, codec, (3, 2, 2), controls, [batch]).measure()
     assert found["score"] == pytest.approx((math.log(0.5) - math.log(0.2)) / 2)
     assert found["score_error"] == pytest.approx(0.1 / 0.2 / math.sqrt(2) / 2)
+
+
+@pytest.mark.parametrize(("resolution_px", "number"), [(64, 32), (128, 32), (256, 8), (512, 2), (1024, 1), (1536, 1)])
+def test_what_is_looked_at_at_once_shrinks_with_its_pixels(resolution_px, number):
+    """2^19 pixels, 32 pictures and never none: 24 GiB are what a VAE held for 32 pictures of 512 px."""
+    assert drawn_at_once(resolution_px) == number
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_a_preview_shows_as_many_whatever_a_batch_holds(size):
+    """As one batch of all does: noise follows from the number of a sample."""
+
+    class Plain(Scored):
+        def condition(self, image):
+            return image
+
+    shape = (3, 8, 8)
+    batches = [
+        Batch(
+            None, {"depth": torch.zeros(size, *shape)}, SampleDraws(0, "validation", range(at, at + size)), ("",) * size
+        )
+        for at in range(0, 10, size)
+    ]
+    student = SimpleNamespace(generate=lambda noise, prompt, conditions: noise + conditions["depth"])
+    codec = SimpleNamespace(decode=lambda x0: x0)
+    control = Plain("l1", False, (0.0,))
+    sheets = [Validation(student, codec, shape, {"depth": control}, some).sheet() for some in (batches, whole(batches))]
+    assert sheets[0].tobytes() == sheets[1].tobytes()
+
+
+def whole(batches):
+    """All samples in one batch."""
+    number = sum(len(batch) for batch in batches)
+    conditions = {"depth": torch.cat([batch.conditions["depth"] for batch in batches])}
+    return [Batch(None, conditions, SampleDraws(0, "validation", range(number)), ("",) * number)]

@@ -90,6 +90,8 @@ def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
         codec, other = run.stages[-1].step.codec, torch.rand(1, 3, 64, 64)
         new = allocated(lambda: (run.batches.batch("dsm", 0), codec.encode(other)))
         assert planned.working["new latents"].peak == pytest.approx(new, rel=0.1)
+    shown = allocated(lambda: run.validation.draw(run.validation.batches[0]))
+    assert planned.working["validation"].peak == pytest.approx(shown, rel=0.1)
     moments = [t for one in state.optimizers.values() for s in one.state.values() for t in s.values()]
     assert planned.optimizer == held_bytes({"all": [t for t in moments if torch.is_tensor(t)]})["all"]
     state.enter(0, run.stages[-1].averaged)
@@ -187,7 +189,8 @@ def test_kept_latents_take_the_encoder_out_of_the_plan(in_tiny_world):
     encoding, kept = (plan_memory(load_recipe("tiny/softedge", [*dsm, *more])) for more in ([], [LATENTS]))
     away = offloaded_weights(build_roles(load_recipe("tiny/softedge", [*dsm, LATENTS]), "cpu").parts["vae"])
     assert encoding.weights["VAE"] - kept.weights["VAE"] == sum(weight.nbytes for weight in away) > 0
-    assert encoding.working.keys() == {"dsm"} and kept.working.keys() == {"dsm", "new latents"}
+    assert encoding.working.keys() == {"dsm", "validation"}
+    assert kept.working.keys() == {"dsm", "new latents", "validation"}
 
 
 def test_an_unknown_model_is_told(in_tiny_world):

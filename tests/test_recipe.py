@@ -5,6 +5,7 @@ import shutil
 import pytest
 import yaml
 
+from jdmctl.cli.training import plan
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import (
@@ -218,3 +219,29 @@ def test_recipes_are_frozen():
     with pytest.raises(ValueError, match="frozen"):
         recipe.seed = 1
     assert isinstance(recipe, Recipe)
+
+
+LIGHTNING = "ByteDance/SDXL-Lightning/sdxl_lightning_1step_unet_x0.safetensors"
+HYPER = "ByteDance/Hyper-SD/Hyper-SDXL-1step-Unet.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("source", "student", "overrides", "time", "timestep", "prediction"),
+    [
+        ("", LIGHTNING, (), 1.0, None, "sample"),
+        ("", HYPER, (), 1.0, 800, "epsilon"),
+        ("", HYPER, ("model.student_time=0.5",), 0.5, None, "epsilon"),
+        ("sdxl_dmd2/canny", LIGHTNING, (), 1.0, None, "sample"),
+        ("sdxl_dmd2/canny", "mine.safetensors", (), 1.0, 399, None),
+    ],
+)
+def test_a_known_student_that_options_name_is_called_as_it_wants(
+    source, student, overrides, time, timestep, prediction
+):
+    """Also in place of another one's call in a recipe; --set counts for more, and an unknown one's is the recipe's."""
+    changes = {"model.teacher": "stabilityai/stable-diffusion-xl-base-1.0", "model.student": student}
+    if not source:
+        changes |= {"controls": [{"name": "canny"}], "data.source": "prompts", "data.path": "prompts.txt"}
+    model = plan(source, changes, overrides, None, False)[0].model
+    assert model.family == "sdxl"
+    assert (model.student_time, model.student_timestep, model.student_prediction) == (time, timestep, prediction)

@@ -185,6 +185,36 @@ def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl, branch, photos):
     assert not torch.equal(pixels("second/000-seed5.png"), pixels(records[1]["file"]))
 
 
+@pytest.fixture
+def unet_run(tiny_folders, photos, in_tiny_world) -> Path:
+    """What add-control leaves for a student that is a UNet's weights alone, called at timestep 399 and answering x0."""
+    teacher, student = tiny_folders
+    run = start_run("softedge", photos)
+    shutil.copy(student / "unet" / "diffusion_pytorch_model.safetensors", "unet.safetensors")
+    model = {"teacher": str(teacher), "student": "unet.safetensors"}
+    values = json.loads((run / "recipe.yaml").read_text())
+    values["model"] = model | {"student_timestep": 399, "student_prediction": "sample"}
+    (run / "recipe.yaml").write_text(json.dumps(values))
+    family = StableDiffusion.load(teacher=teacher, student="unet.safetensors")
+    family.add_control_branch("softedge")
+    family.save_control_branch("softedge", run / "controlnet")
+    return run
+
+
+def test_a_students_file_is_drawn_again_with_its_teacher_time_and_prediction(jdmctl, unet_run):
+    given = ("--prompt", "a red box", "--condition", "softedge=edges.png")
+    Image.new("RGB", (64, 64)).save("edges.png")
+    code, out, err = jdmctl("sample", str(unet_run), *given, "--output", "first", "--json")
+    assert code == 0, err
+    record = json.loads(out.splitlines()[0])
+    assert record["student_time"] == pytest.approx(399 / 999)
+    code, _, err = jdmctl(*shlex.split(record["command"])[1:], "--output", "second")
+    assert code == 0, err
+    assert torch.equal(pixels("second/000-seed0.png"), pixels(record["file"]))
+    code, _, err = jdmctl("sample", "--student", "unet.safetensors", "--prompt", "a red box")
+    assert code == 1 and "unet.safetensors is no pipeline" in err and "--teacher TEACHER" in err
+
+
 def start_run(control: str, photos: Path) -> Path:
     """A run folder as it is before the run has finished."""
     run = Path("runs", control)
@@ -244,7 +274,7 @@ SOFTEDGE = "--student tiny --controlnet softedge="
         ("--student tiny --scale softedge=much", "much is not a number", "0.8"),
         ("--student tiny --control softedge=photo.png", "no such control branch", "--controlnet softedge=FOLDER"),
         ("--student tiny/depth --prompt x", "model_index.json", "save_pretrained"),
-        ("--student lora --prompt x", "lora is no pipeline", "--student TEACHER --student-lora lora"),
+        ("--student lora --prompt x", "lora is no pipeline", "--student STUDENT --student-lora lora"),
         ("runs/x --controlnet softedge=branch", "belong to --student", "its own"),
         (f"{SOFTEDGE}branch", "nothing to obey", "--control softedge=PHOTO"),
         (f"{SOFTEDGE}branch --condition softedge=small.png", "32 x 32 px", "--control softedge="),

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jdmctl.diffusion.prediction import from_x0, to_x0
 from jdmctl.diffusion.schedule import DiscreteSchedule, RectifiedFlow, diffuse, expand
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.errors import BadInputError
+from jdmctl.families.schedulers import ddim
 
 STABLE_DIFFUSION = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
@@ -23,6 +25,39 @@ def test_discrete_schedule_preserves_variance(discrete):
     t = torch.linspace(0, 1, 777, dtype=torch.float64)
     total = discrete.alpha(t) ** 2 + discrete.sigma(t) ** 2
     torch.testing.assert_close(total, torch.ones_like(t), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_table_is_rounded_once(discrete, dtype):
+    """Row 399 in float64, then in t's dtype; where t is there may be no float64."""
+    t = torch.tensor([0.0, 399 / 999, 1.0], dtype=dtype)
+    rows = discrete.alphas_cumprod[discrete.timestep(t)]
+    assert torch.equal(discrete.alpha(t), rows.sqrt().to(dtype)) and discrete.alpha(t).dtype == dtype
+    assert torch.equal(discrete.sigma(t), (1 - rows).sqrt().to(dtype))
+
+
+def test_a_schedule_works_on_a_device_without_float64(discrete):
+    """As Apple's; meta stands for it: whatever is made there in float64 is told."""
+
+    class Told(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            assert not (result.device.type == "meta" and result.dtype == torch.float64), func
+            return result
+
+    with Told():
+        assert discrete.alpha(torch.ones(2, device="meta")).shape == discrete.sigma(torch.ones(2, device="meta")).shape
+
+
+def test_a_scheduler_that_says_nothing_of_clipping_does_not_clip():
+    """PixArt's is a DPMSolver, which clips nothing and says so nowhere; a latent of 3 must stay one."""
+    config = {**STABLE_DIFFUSION, "_class_name": "DPMSolverMultistepScheduler"}
+    for told, expected in (({}, 3.0), ({"clip_sample": True}, 1.0)):
+        scheduler = ddim(config | told, 1, torch.device("cpu"))
+        x0, eps = torch.full((1, 4, 2, 2), 3.0), torch.zeros(1, 4, 2, 2)
+        x_t = scheduler.alphas_cumprod[999].sqrt() * x0
+        drawn = scheduler.step(eps, scheduler.timesteps[0], x_t).pred_original_sample
+        torch.testing.assert_close(drawn, torch.full_like(x0, expected))
 
 
 def test_rectified_flow_is_a_straight_path():

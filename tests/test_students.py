@@ -68,6 +68,24 @@ def test_time_of_the_one_call():
     assert time_of(math.pi / 4, "trigflow") == pytest.approx(0.5)  # as much noise as picture
 
 
+@pytest.mark.parametrize(
+    ("name", "timestep", "prediction"),
+    [
+        ("sd-turbo", None, None),
+        ("flux-schnell", None, None),
+        ("sana-sprint-0.6b", None, None),
+        ("dmd2-sdxl-1step", 399, "epsilon"),
+        ("hyper-sdxl-1step", 800, "epsilon"),
+        ("sdxl-lightning-1step", None, "sample"),
+        ("pixart-dmd", 400, "epsilon"),
+    ],
+)
+def test_how_a_recipe_calls_it(name, timestep, prediction):
+    """Its own folder tells what it predicts, a file of weights does not; None for the timestep is pure noise."""
+    told = {"student_time": 1.0, "student_timestep": timestep, "student_prediction": prediction}
+    assert students()[name].called_as == told
+
+
 def test_finding_by_name_repository_and_slip():
     assert find_student("sd-turbo")[0] == find_student("StabilityAI/sd-turbo")[0] == "sd-turbo"
     with pytest.raises(BadInputError) as several:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import (
     DDPMScheduler,
+    FluxControlNetModel,
     PixArtAlphaPipeline,
     SanaControlNetPipeline,
     StableDiffusion3ControlNetPipeline,
@@ -13,8 +14,9 @@ from diffusers import (
 from test_family_contract import PROMPTS, condition_of, drawn, noise_of, quiet, speak
 from tiny_transformers import SIZE, UNBINNED, signed
 
+from jdmctl.errors import ConditionMismatchError
 from jdmctl.families.names import family_class
-from jdmctl.families.standins.transformers import random_pixart, random_sana, random_sd3, random_z_image
+from jdmctl.families.standins.transformers import random_flux, random_pixart, random_sana, random_sd3, random_z_image
 
 ONE_STEP = {"num_inference_steps": 1, "output_type": "pt", "guidance_scale": 1.0}
 
@@ -61,6 +63,17 @@ def test_a_controlnet_of_z_image_with_room_for_inpainting_is_called_with_zeros_t
     condition, asked = condition_of(family), ONE_STEP | {"guidance_scale": 0.0, "controlnet_conditioning_scale": 1.0}
     theirs = pipe([*PROMPTS], latents=noise_of(family), control_image=signed(condition), **SIZE, **asked).images
     assert (drawn(family, {"canny": condition}) - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(("key", "kind"), [("num_mode", "a union"), ("conditioning_embedding_channels", "XLabs's")])
+def test_a_flux_controlnet_that_is_called_in_another_way_is_refused(tmp_path, key, kind):
+    torch.manual_seed(0)
+    random_flux(tmp_path).save_pretrained(tmp_path / "teacher")
+    family = family_class("flux").load(tmp_path / "teacher", tmp_path / "teacher")
+    config = {k: v for k, v in family.add_control_branch("canny").config.items() if not k.startswith("_")}
+    FluxControlNetModel.from_config({**config, key: 16}).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConditionMismatchError, match=f"is {kind}.* .{key} 16."):
+        family.add_control_branch("depth", tmp_path / "other")
 
 
 @pytest.mark.parametrize("sample_size", [8, 128])

@@ -50,5 +50,6 @@ def inspect(
     for name, told in contract.items():
         lines.append(f"{name.replace('_', ' ')}: {'?' if told.value is None else told.value}  [{told.where}]")
     if known:
-        lines.append(f"in a recipe: model.family {found.family}, model.student_time {known.student_time:.4g}")
+        called = {"family": found.family, **{key: value for key, value in known.called_as.items() if value is not None}}
+        lines.append("in a recipe: " + ", ".join(f"model.{key} {value}" for key, value in called.items()))
     Output(mode(as_json)).result(record, "\n".join(lines))

@@ -63,7 +63,8 @@ def _table(found: MemoryPlan) -> list[str]:
     rows = [(f"weights: {name}", size) for name, size in found.weights.items()]
     rows += [("optimizer (AdamW)", found.optimizer), ("moving average", found.average), ("held throughout", found.held)]
     for name, one in found.working.items():
-        rows.append((f"while updating {name.replace('_', ' ')}", one.peak))
+        doing = "validating" if name == "validation" else f"updating {name.replace('_', ' ')}"
+        rows.append((f"while {doing}", one.peak))
     rows.append(("peak", found.peak))
     width = max(len(name) for name, _ in rows)
     return [f"{name.ljust(width)}  {size / GIB:9.3f} GiB" for name, size in rows]

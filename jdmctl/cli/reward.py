@@ -95,7 +95,9 @@ def collect(
     prompts: Annotated[Path | None, typer.Option(help="For a student: .txt or .jsonl, one prompt a line.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Pairs.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of pictures, pairs and sides.")] = 0,
-    student_time: Annotated[float, typer.Option(min=0, max=1, help="For a student: its own time.")] = 1.0,
+    student_time: Annotated[
+        float | None, typer.Option(min=0, max=1, help="For a student: its own time; 1, if it is not known for another.")
+    ] = None,
     port: Annotated[int, typer.Option(help="Of the page, on this machine only.")] = 7860,
     device: DeviceOption = "",
 ) -> None:
@@ -115,7 +117,7 @@ def collect(
 
 
 def open_session(
-    source: str, output: Path, prompts: Path | None, num: int, seed: int, student_time: float, device: str
+    source: str, output: Path, prompts: Path | None, num: int, seed: int, student_time: float | None, device: str
 ) -> tuple[Path, Session]:
     """The folder of the pictures, and the session over pairs of them."""
     from jdmctl.feedback.journal import Journal
@@ -135,13 +137,13 @@ def open_session(
 
 
 def _student(
-    source: str, prompts: Path | None, num: int, student_time: float, device: str
+    source: str, prompts: Path | None, num: int, student_time: float | None, device: str
 ) -> tuple[list[str], Callable[[str, int], Any]]:
     """Prompts, and what draws one of them with a seed."""
     import torch
 
     from jdmctl import sampling
-    from jdmctl.cli.studio import Studio
+    from jdmctl.cli.studio import Studio, model_of
     from jdmctl.data.prompts import PromptList
 
     listed = PromptList(prompts) if prompts else None
@@ -152,7 +154,7 @@ def _student(
     if is_run:
         studio = Studio.of_runs([Path(source)], device)
     else:
-        studio = Studio.of_student(source, student_time, {}, {}, None, device)
+        studio = Studio.of_student(model_of(source, student_time=student_time), {}, {}, None, device)
     if listed:
         texts = [listed.text(index) for index in range(len(listed))]
     else:

@@ -36,7 +36,17 @@ def sample(
     condition: Annotated[list[str], typer.Option(metavar="NAME=MAP", help="Obey this ready condition map.")] = [],  # noqa: B006
     scale: Annotated[list[str], typer.Option(metavar="NAME=NUMBER", help="How strongly; 1 is as trained.")] = [],  # noqa: B006
     option: Annotated[list[str], typer.Option(metavar="NAME.KEY=VALUE", help="With --student: of a control.")] = [],  # noqa: B006
-    student_time: Annotated[float, typer.Option(min=0, max=1, help="With --student: its own time.")] = 1.0,
+    teacher: Annotated[
+        str, typer.Option(help="With --student: the pipeline that it was made from, if it is none.")
+    ] = "",
+    student_time: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="With --student: its own time; 1, if it is not known for another."),
+    ] = None,
+    student_prediction: Annotated[
+        str | None, typer.Option(help="With --student: epsilon, v_prediction, flow_prediction or sample.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="With --student: of another package.")] = None,
     student_lora: Annotated[Path | None, typer.Option(help="With --student: a folder with a LoRA for it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the pictures.")] = None,
     device: DeviceOption = "",
@@ -55,7 +65,8 @@ def sample(
     branches = {name: Path(folder) for name, folder in _pairs(controlnet, "--controlnet").items()}
     _check_pictures([*photos.values(), *maps.values()])
     with Output(mode(as_json, quiet)) as out:
-        studio = _open(runs or [], student, student_time, student_lora, branches, _options(option), device)
+        call = {"student_time": student_time, "student_prediction": student_prediction, "family": family}
+        studio = _open(runs or [], student, teacher, call, student_lora, branches, _options(option), device)
         if runs and not (prompt or photos or maps):
             requests = studio.held_out(_PREVIEW_SAMPLES)
         else:
@@ -112,8 +123,14 @@ def _record(
 ) -> dict[str, Any]:
     """Everything that a picture follows from, and the command that draws it again."""
     from jdmctl import __version__, sampling
+    from jdmctl.build import resolve
+    from jdmctl.families import FAMILIES
 
-    command = ["jdmctl", "sample", "--student", studio.student, "--student-time", str(studio.student_time)]
+    model, time = studio.model, studio.family.student.student_time
+    command = ["jdmctl", "sample", "--student", model.student, "--student-time", str(time)]
+    command += ["--teacher", model.teacher] if model.teacher != resolve(model.student, "student") else []
+    command += ["--family", model.family] if model.family not in FAMILIES else []
+    command += ["--student-prediction", model.student_prediction] if model.student_prediction else []
     command += ["--student-lora", str(studio.student_lora)] if studio.student_lora else []
     command += ["--prompt", prompt, "--seed", str(seed)]
     controls: dict[str, Any] = {}
@@ -137,8 +154,9 @@ def _record(
         "jdmctl": __version__,
         "prompt": prompt,
         "seed": seed,
-        "student": studio.student,
-        "student_time": studio.student_time,
+        "student": model.student,
+        "teacher": model.teacher,
+        "student_time": time,
         "student_lora": str(studio.student_lora) if studio.student_lora else None,
         "controls": controls,
         "command": shlex.join(command),
@@ -153,29 +171,31 @@ def _caption(record: Mapping[str, Any]) -> str:
 def _open(
     runs: Sequence[str],
     student: str,
-    student_time: float,
+    teacher: str,
+    call: Mapping[str, Any],
     student_lora: Path | None,
     branches: Mapping[str, Path],
     options: Mapping[str, Mapping[str, Any]],
     device: str,
 ) -> Studio:
-    from jdmctl.cli.studio import Studio
+    from jdmctl.cli.studio import Studio, model_of
 
     if bool(runs) == bool(student):
         raise BadInputError(
             "give either a run folder or --student" + (", not both" if runs else ""),
             hint="jdmctl sample RUN_FOLDER, or jdmctl sample --student FOLDER --controlnet NAME=FOLDER",
         )
-    if runs and (branches or options or student_lora):
+    if runs and (branches or options or student_lora or teacher or any(value is not None for value in call.values())):
         raise BadInputError(
-            "--controlnet, --option and --student-lora belong to --student", hint="a run folder has its own"
+            "--teacher, --family, --controlnet, --option and --student-... belong to --student",
+            hint="a run folder has its own",
         )
     import torch
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if runs:
         return Studio.of_runs([Path(run) for run in runs], device)
-    return Studio.of_student(student, student_time, branches, options, student_lora, device)
+    return Studio.of_student(model_of(student, teacher, **call), branches, options, student_lora, device)
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:

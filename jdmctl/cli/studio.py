@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jdmctl.controls.base import Control
     from jdmctl.recipe import Recipe
+    from jdmctl.recipe_sections import Model
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class Request:
 class Studio:
     """A student, its branches, and the controls that make and score their conditions."""
 
-    student: str  # as the user names it, or the run's recipe does
-    student_time: float
+    model: Model
     branches: Mapping[str, Path]  # control -> ControlNet folder
     options: Mapping[str, Mapping[str, Any]]  # control -> its options
     device: str
@@ -68,23 +68,20 @@ class Studio:
         if own == "student":
             model = model.model_copy(update={"student": str(finished(folders[0], recipes[0], own))})
         family = build_student(model, branches, lora, device)
-        return cls(model.student, model.student_time, branches, options, device, family, controls, lora, recipes[0])
+        return cls(model, branches, options, device, family, controls, lora, recipes[0])
 
     @classmethod
     def of_student(
         cls,
-        student: str,
-        student_time: float,
+        model: Model,
         branches: Mapping[str, Path],
         options: Mapping[str, Mapping[str, Any]],
         student_lora: Path | None,
         device: str,
     ) -> Studio:
-        """A student's folder or hub name (or tiny), ControlNets and perhaps a LoRA for it."""
+        """A student of `model_of`, ControlNets and perhaps a LoRA for it."""
         from jdmctl.build import build_student, resolve
         from jdmctl.controls.base import load_control
-        from jdmctl.families.identify import family_of, lone_file
-        from jdmctl.recipe_sections import Model
 
         require_known(options, branches, "--option")
         controls = {}
@@ -97,15 +94,8 @@ class Studio:
                 if "needs the option" not in str(error):
                     raise
                 raise BadInputError(str(error), hint=f"add --option {name}.KEY=VALUE") from error
-        own = resolve(student, "student")
-        if lone_file(Path(own)):
-            raise BadInputError(
-                f"{student} is no pipeline",
-                hint=f"if it is a LoRA, give what it goes on besides: --student TEACHER --student-lora {own}",
-            )
-        model = Model(family=family_of(own), teacher=own, student=own, student_time=student_time)
         family = build_student(model, branches, student_lora, device)
-        return cls(student, student_time, branches, options, device, family, controls, student_lora)
+        return cls(model, branches, options, device, family, controls, student_lora)
 
     @functools.cached_property
     def branch_hashes(self) -> dict[str, str | None]:
@@ -151,6 +141,32 @@ class Studio:
             image = read_image(path, size).to(self.device)
             conditions[name] = self.controls[name].condition(image[None])[0].cpu()
         return [Request(prompt, conditions) for prompt in prompts]
+
+
+def model_of(student: str, teacher: str = "", **call: Any) -> Model:
+    """A student as a user names it; `call` holds values of a recipe's `model`, None where nothing is said.
+
+    A known student has its own call and teacher; another in a whole pipeline needs no teacher to draw.
+
+    Raises:
+        BadInputError: it is no pipeline, and nobody knows on which it goes.
+    """
+    from jdmctl.build import resolve
+    from jdmctl.families.identify import family_of, known_student, lone_file
+    from jdmctl.recipe_sections import Model
+
+    own, known = resolve(student, "student"), known_student(student)
+    if known and known.weights != "folder":
+        teacher = teacher or known.teacher
+    if not teacher and (lone_file(Path(own)) or own.endswith(".safetensors")):
+        raise BadInputError(
+            f"{student} is no pipeline",
+            hint=f"give its teacher: --student {student} --teacher TEACHER; or, if it is a LoRA for a one-step "
+            f"student, --student STUDENT --student-lora {own}",
+        )
+    values = (known.called_as if known else {}) | {key: value for key, value in call.items() if value is not None}
+    values.setdefault("family", family_of(resolve(teacher, "teacher") if teacher else own))
+    return Model(teacher=teacher or own, student=student, **values)
 
 
 _ONE_STUDENT = "give runs on the same student, each with controls of its own"

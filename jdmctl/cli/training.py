@@ -10,6 +10,7 @@ from jdmctl.errors import RecipeError
 
 if TYPE_CHECKING:
     from jdmctl.cli.output import Output
+    from jdmctl.families.students import Student
     from jdmctl.recipe import Recipe
 
 
@@ -29,7 +30,7 @@ def plan(
     Raises RecipeError for a recipe that is not valid, or that another command runs.
     """
     from jdmctl.cli.onward import start_from
-    from jdmctl.families.identify import family_of
+    from jdmctl.families.identify import family_of, known_student
     from jdmctl.recipe_files import load_recipe, parse_recipe, read_values, set_value
     from jdmctl.training.run import RECIPE_FILE, require_resumable
 
@@ -54,7 +55,8 @@ def plan(
             changes = {"model.family": family_of(teacher), **changes}
     else:
         raise RecipeError("there is nothing to train", hint="give a recipe: jdmctl recipes ls   lists them")
-    for path, value in changes.items():
+    known = known_student(changes["model.student"]) if "model.student" in changes else None
+    for path, value in {**_call(known, overrides), **changes}.items():
         set_value(values, path, value)
     for number in range(len(values.get("controls", [])) if init else 0):
         set_value(values, f"controls.{number}.init", init)
@@ -63,6 +65,14 @@ def plan(
         right = f"jdmctl {recipe.command}"
         raise RecipeError(f"{source} is a recipe of {right}", hint=f"{right} {name or source}")
     return recipe, folder or Path("runs", recipe.name)
+
+
+def _call(known: Student | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """How a student that options name is to be called, but for what --set says of it."""
+    called = known.called_as if known else {}
+    if any(text.startswith(("model.student_time=", "model.student_timestep=")) for text in overrides):
+        called = {"student_prediction": called.get("student_prediction")}
+    return {f"model.{key}": value for key, value in called.items()}
 
 
 def data_changes(data: str) -> dict[str, str]:

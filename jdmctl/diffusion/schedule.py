@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import torch
@@ -35,7 +35,8 @@ class DiscreteSchedule:
     The cleanest level still holds some noise: in Stable Diffusion sigma(0) = 0.03.
     """
 
-    alphas_cumprod: Tensor  # [N], alpha^2, falling
+    alphas_cumprod: Tensor  # [N], alpha^2, falling, float64
+    _tables: dict[tuple[str, torch.device, torch.dtype], Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_diffusers(cls, scheduler: Any) -> "DiscreteSchedule":
@@ -60,13 +61,18 @@ class DiscreteSchedule:
         return timestep / last
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self._square(t).sqrt().to(t.dtype)
+        return self._table("alpha", t)[self.timestep(t)]
 
     def sigma(self, t: Tensor) -> Tensor:
-        return (1 - self._square(t)).sqrt().to(t.dtype)
+        return self._table("sigma", t)[self.timestep(t)]
 
-    def _square(self, t: Tensor) -> Tensor:
-        return self.alphas_cumprod.to(t.device)[self.timestep(t)]
+    def _table(self, name: str, t: Tensor) -> Tensor:
+        """Of all N, where t is and of its dtype; float64 stays on the CPU, as not every device has it."""
+        key = name, t.device, t.dtype
+        if key not in self._tables:
+            squares = self.alphas_cumprod if name == "alpha" else 1 - self.alphas_cumprod
+            self._tables[key] = squares.sqrt().to(t.dtype).to(t.device)
+        return self._tables[key]
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def read_config(folder: str | Path, subfolder: str | None, filename: str) -> dic
             ) from reason
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError as reason:
+    except (FileNotFoundError, NotADirectoryError) as reason:
         raise MissingWeightsError(
             f"{path} is missing", hint="a model folder is what diffusers' save_pretrained writes"
         ) from reason

@@ -10,7 +10,8 @@ from typing import Any
 
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
 from jdmctl.families.folders import read_config
-from jdmctl.families.students import Student, students
+from jdmctl.families.published import find_published
+from jdmctl.families.students import Student, student_at, students
 from jdmctl.weights import read_header
 
 PIPELINES = {
@@ -39,7 +40,7 @@ BACKBONES = {
 # Part of a tensor's name -> family, the first that is found; UNets are told apart by the width of their text.
 _TENSORS = (
     (("noise_refiner.", "cap_embedder."), "z_image"),
-    (("txt_norm.", "img_in.weight", "transformer_blocks.0.img_mod"), "qwen_image"),
+    (("txt_norm.", "transformer_blocks.0.img_mod"), "qwen_image"),
     (("single_transformer_blocks.", "double_blocks."), "flux"),
     (("ff.conv_inverted", "mlp.inverted_conv"), "sana"),
     (("joint_blocks.", "context_embedder.", "norm1_context"), "sd3"),
@@ -73,6 +74,8 @@ def identify(source: str | Path) -> Found:
     """
     path = Path(source)
     path = lone_file(path) or path
+    if not path.exists() and path.suffix == ".safetensors" and (known := student_at(str(source))):
+        return _hub_file(str(source), known)
     found = _file(path) if path.is_file() else _folder(str(source))
     name, why = _student(found)
     if name and students()[name].family != found.family:
@@ -95,7 +98,23 @@ def family_of(source: str | Path) -> str:
     try:
         return identify(source).family
     except JdmError:
-        return "stable_diffusion"
+        published = find_published(str(source))
+        return published.family if published else "stable_diffusion"
+
+
+def known_student(source: str | Path) -> Student | None:
+    """The student of students.yaml that something is, if it is one."""
+    try:
+        return students().get(identify(source).student)
+    except JdmError:
+        return None
+
+
+def _hub_file(source: str, known: Student) -> Found:
+    """A known file on the hub, which need not be downloaded to be known."""
+    kind = "lora" if known.weights == "lora" else "backbone"
+    name = next(name for name, one in students().items() if one is known)
+    return Found(source, kind, known.family, f"students.yaml has {source}", {}, name, "by its address")
 
 
 def _folder(source: str) -> Found:
@@ -123,6 +142,8 @@ def _folder(source: str) -> Found:
 
 def _backbone(source: str, config: Mapping[str, Any]) -> Found:
     kind = str(config.get("_class_name", ""))
+    if kind == "Transformer2DModel" and config.get("norm_type") == "ada_norm_single":
+        kind = "PixArtTransformer2DModel"  # as diffusers called it before 0.30
     if kind not in BACKBONES:
         raise BadInputError(
             f"{source} is a {kind or 'folder without _class_name'}, of no family that is known here",

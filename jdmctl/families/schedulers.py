@@ -18,8 +18,11 @@ def discrete_schedule(config: Mapping[str, Any]) -> tuple[DiscreteSchedule, str]
 
 
 def ddim(config: Mapping[str, Any], num_steps: int, device: torch.device) -> DDIMScheduler:
-    """Deterministic sampling at trailing timesteps."""
-    scheduler = DDIMScheduler.from_config(config, timestep_spacing="trailing")
+    """Deterministic sampling at trailing timesteps.
+
+    Schedulers that do not clip x0 say nothing of it, which DDIM would take for yes.
+    """
+    scheduler = DDIMScheduler.from_config({"clip_sample": False, **config}, timestep_spacing="trailing")
     scheduler.set_timesteps(num_steps, device=device)
     return scheduler
 

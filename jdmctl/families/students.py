@@ -75,6 +75,16 @@ class Student(Strict):
         """The timestep as jdmctl's time."""
         return time_of(self.timestep, self.prediction)
 
+    @property
+    def called_as(self) -> dict[str, Any]:
+        """What a recipe's `model` says of its call: all of its time, and what weights alone do not tell."""
+        values: dict[str, Any] = {"student_time": 1.0, "student_timestep": None, "student_prediction": None}
+        if self.student_time != 1:
+            values["student_timestep"] = round(self.timestep)
+        if self.weights != "folder":
+            values["student_prediction"] = self.prediction
+        return values
+
 
 def time_of(timestep: float, prediction: str | None) -> float:
     """A scheduler's timestep as jdmctl's time in [0, 1]: row 999 of 1000 noise levels, 1000 of a flow and pi/2 are 1.

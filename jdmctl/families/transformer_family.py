@@ -36,6 +36,7 @@ class TransformerFamily(Family):
     branch_config: ClassVar[Mapping[str, Any]]  # of a new branch, beside what it has from the backbone; depths at most
     branch_input: ClassVar[str]  # the layer of a branch that a condition enters by, zero in diffusers
     branch_fits: ClassVar[tuple[str, ...]]  # keys of its config that are the backbone's
+    branch_lacks: ClassVar[Mapping[str, str]] = {}  # keys that other kinds have, which want another call: what they are
 
     @property
     def latent_channels(self) -> int:
@@ -93,6 +94,12 @@ class TransformerFamily(Family):
                 raise ConditionMismatchError(
                     f"the ControlNet at {source} does not fit this model: {key} is {found}, needed {needed}",
                     hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
+                )
+        for key, kind in self.branch_lacks.items():
+            if branch.config[key] is not None:
+                raise ConditionMismatchError(
+                    f"the ControlNet at {source} is {kind} ({key} {branch.config[key]}), which wants another call",
+                    hint="give a plain ControlNet of one control, or start from the student (init: student)",
                 )
         return branch
 

@@ -90,14 +90,17 @@ def load_branch(source: str | Path, unet: Any, pixels_per_latent: int) -> nn.Mod
     if read_config(source, None, "config.json").get("_class_name") == T2IAdapter.__name__:
         what, branch = "T2I-Adapter", load_component(T2IAdapter, source, None)
         wanted = new_adapter(unet, pixels_per_latent).config
-        keys: tuple[str, ...] = ("channels", "adapter_type")
+        keys: tuple[str, ...] = ("in_channels", "channels", "adapter_type")
         factor, needed = branch.config.downscale_factor, wanted.downscale_factor
     else:
         what, branch = "ControlNet", load_component(ControlNetModel, source, None)
         wanted, keys = unet.config, ("in_channels", "cross_attention_dim", "block_out_channels")
         factor, needed = 2 ** (len(branch.config.conditioning_embedding_out_channels) - 1), pixels_per_latent
     for key in keys:
-        if _plain(branch.config[key]) != _plain(wanted[key]):
+        needed_value, value = _plain(wanted[key]), _plain(branch.config[key])
+        if key == "channels" and branch.config.adapter_type == "full_adapter_xl":
+            value = value[: len(needed_value)]  # a fourth map, as TencentARC's have, goes to the middle block
+        if value != needed_value:
             raise ConditionMismatchError(
                 f"the {what} at {source} does not fit this model: {key} is {branch.config[key]}, needed {wanted[key]}",
                 hint=f"give a {what} made for the same backbone, or start from the student (init: student)",

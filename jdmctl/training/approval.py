@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,6 @@ from jdmctl.training.quality import Quality
 from jdmctl.training.watch import Watch
 from jdmctl.types import Batch
 
-_PREVIEW_ROWS = 6
-
 
 @dataclass(frozen=True)
 class Approval:
@@ -29,18 +27,23 @@ class Approval:
     quality: Quality
     rewards: Mapping[str, DifferentiableReward]  # trained and held out, by the name in `watch`
     watch: Watch
-    before: Tensor  # [n, 3, H, W]: the first pictures, by the student before training
+    before: Tensor  # [n, 3, H, W]: `quality.first` by the student before training
     accuracy: Callable[[Tensor], float] | None = None  # pictures -> share of stated attributes that they show
     adherence: Validation | None = None  # of a student with controls
 
     def measure(self) -> dict[str, float]:
         """Means over samples of each reward, frechet, kid, recall, diversity (distance in features between two pictures
         of one prompt), sharpness, saturation, accuracy and the controls' metrics; score and alarm of `Watch`."""
-        batches = self.quality.batches
-        parts = [self.quality.draw(batch) for batch in batches]
-        again = torch.cat([self.quality.draw(batch, "second_noise") for batch in batches])
-        images = torch.cat(parts)
-        liked = {name: torch.cat(self._liked(reward, parts)) for name, reward in self.rewards.items()}
+        parts, seconds = [], []
+        likings: dict[str, list[Tensor]] = {name: [] for name in self.rewards}
+        for batch in self.quality.batches:
+            drawn = self.quality.draw(batch)
+            for name, reward in self.rewards.items():
+                likings[name].append(self._liked(reward, drawn, batch))
+            parts.append(drawn.cpu())
+            seconds.append(self.quality.draw(batch, "second_noise").cpu())
+        images, again = torch.cat(parts), torch.cat(seconds)
+        liked = {name: torch.cat(each) for name, each in likings.items()}
         two = [self.quality.features(each) for each in (images, again)]
         values = {name: each.mean().item() for name, each in liked.items()}
         values |= self.quality.compare(two[0])
@@ -69,12 +72,10 @@ class Approval:
 
     def sheet(self) -> Image.Image:
         """What the student drew before, and draws now from the same noise."""
-        batch = self.quality.batches[0]
-        images = self.quality.draw(batch).cpu()
-        rows = [(batch.texts[i], [self.before[i], images[i]]) for i in range(min(_PREVIEW_ROWS, len(self.before)))]
+        texts, images = self.quality.first()
+        rows = [(text, [old, new]) for text, old, new in zip(texts, self.before, images, strict=True)]
         return grid(["before", "now"], rows)
 
     @torch.no_grad()
-    def _liked(self, reward: DifferentiableReward, parts: Sequence[Tensor]) -> list[Tensor]:
-        batches: Sequence[Batch] = self.quality.batches
-        return [reward(part, batch.texts).float().cpu() for part, batch in zip(parts, batches, strict=True)]
+    def _liked(self, reward: DifferentiableReward, images: Tensor, batch: Batch) -> Tensor:
+        return reward(images, batch.texts).float().cpu()

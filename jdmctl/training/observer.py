@@ -65,8 +65,8 @@ class Validation:
     def draw(self, batch: Batch) -> Tensor:
         """[B, 3, H, W] in [0, 1]."""
         noise = batch.draws.normal("student_noise", self.latent_shape)
-        x0 = self.student.generate(noise, batch.prompt, batch.conditions)
-        return self.codec.decode(x0).clamp(0, 1)
+        conditions = {name: condition.to(noise.device) for name, condition in batch.conditions.items()}
+        return self.codec.decode(self.student.generate(noise, batch.prompt, conditions)).clamp(0, 1)
 
     def measure(self) -> dict[str, float]:
         """canny_f1 and the like, means over samples; `score` is larger for better adherence, `score_error` its standard
@@ -75,7 +75,7 @@ class Validation:
         for batch in self.batches:
             image = self.draw(batch)
             for name, control in self.controls.items():
-                for metric, values in control.scores(image, batch.conditions[name]).items():
+                for metric, values in control.scores(image, batch.conditions[name].to(image.device)).items():
                     parts.setdefault(f"{name}_{metric}", []).append(values.float().cpu())
         samples = {key: torch.cat(values) for key, values in parts.items()}
         means = {key: values.mean().item() for key, values in samples.items()}
@@ -96,16 +96,17 @@ class Validation:
 
     def sheet(self) -> Image.Image:
         """Condition, output, re-extracted condition, their difference, for the first samples."""
-        batch = self.batches[0]
-        image = self.draw(batch)
-        rows = []
-        for control_name, control in self.controls.items():
-            asked = batch.conditions[control_name]
-            found = control.condition(image)
-            for i in range(min(_PREVIEW_ROWS, len(batch))):
-                cells = [asked[i], image[i], found[i], (found[i] - asked[i]).abs()]
-                rows.append((f"{control_name}: {batch.texts[i]}", [cell.cpu() for cell in cells]))
-        return grid(["condition", "output", "re-extracted", "error"], rows)
+        rows: dict[str, list[tuple[str, list[Tensor]]]] = {name: [] for name in self.controls}
+        for batch in self.batches:
+            if any(len(each) >= _PREVIEW_ROWS for each in rows.values()):
+                break
+            image = self.draw(batch)
+            for name, control in self.controls.items():
+                asked, found = batch.conditions[name].cpu(), control.condition(image).cpu()
+                cells = zip(asked, image.cpu(), found, (found - asked).abs(), strict=True)
+                rows[name] += [(f"{name}: {text}", list(row)) for text, row in zip(batch.texts, cells, strict=True)]
+        shown = [row for each in rows.values() for row in each[:_PREVIEW_ROWS]]
+        return grid(["condition", "output", "re-extracted", "error"], shown)
 
     def _score(self, means: Mapping[str, float]) -> float:
         """Mean over controls of +-log(headline): a fraction gained counts the same for each."""

@@ -35,11 +35,22 @@ class Quality:
     def draw(self, batch: Batch, noise_name: str = "student_noise") -> Tensor:
         """[B, 3, H, W] in [0, 1]."""
         noise = batch.draws.normal(noise_name, self.latent_shape)
-        return self.codec.decode(self.student.generate(noise, batch.prompt, batch.conditions)).clamp(0, 1)
+        conditions = {name: condition.to(noise.device) for name, condition in batch.conditions.items()}
+        return self.codec.decode(self.student.generate(noise, batch.prompt, conditions)).clamp(0, 1)
+
+    def first(self) -> tuple[list[str], Tensor]:
+        """Prompts and pictures of the first samples, for somebody to look at."""
+        texts: list[str] = []
+        parts = []
+        for batch in self.batches:
+            if len(texts) < _PREVIEW_ROWS:
+                texts += batch.texts
+                parts.append(self.draw(batch).cpu())
+        return texts[:_PREVIEW_ROWS], torch.cat(parts)[:_PREVIEW_ROWS]
 
     def measure(self) -> dict[str, float]:
         """frechet, kid, precision, recall; the score is -log(frechet)."""
-        found = self.compare(self.features(torch.cat([self.draw(batch) for batch in self.batches])))
+        found = self.compare(self.features(torch.cat([self.draw(batch).cpu() for batch in self.batches])))
         return found | {"score": -math.log(max(found["frechet"], 1e-12))}
 
     def compare(self, features: Tensor) -> dict[str, float]:
@@ -60,11 +71,7 @@ class Quality:
 
     def sheet(self) -> Image.Image:
         """What the student draws, beside what the teacher does from other noise."""
-        batch = self.batches[0]
-        images = self.draw(batch).cpu()
+        texts, images = self.first()
         goals = [] if self.goals is None else [self.goals.cpu()]
-        rows = [
-            (batch.texts[i], [images[i], *(goal[i] for goal in goals)])
-            for i in range(min(_PREVIEW_ROWS, len(batch), *(len(goal) for goal in goals)))
-        ]
+        rows = [(text, list(cells)) for text, *cells in zip(texts, images, *goals, strict=True)]
         return grid(["student", *("teacher" for _ in goals)], rows)
