@@ -143,3 +143,21 @@ def test_gradients_reach_the_branch_and_the_multiplier_alone():
     assert student.a.grad.abs() > 0 and student.b.grad.abs() > 0
     violation = losses.logs["boundary_loss"] - 0.1
     assert step.log_multiplier.grad.item() == pytest.approx(-2.0 * violation.item(), rel=1e-5)
+
+
+def test_under_autocast_all_of_a_branch_learns():
+    """Its weights are cast where no gradient is wanted first; torch below 2.10 would go on with those casts."""
+
+    class Seeing(LinearStudent):
+        def __init__(self):
+            super().__init__()
+            self.eye = nn.Conv2d(1, 1, 1)
+
+        def generate(self, noise, prompt, controls=None):
+            return noise + self.eye(controls["request"].float()) if controls else noise
+
+    student = Seeing()
+    step, batch = world(student, 4, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        step.loss(batch).total.backward()
+    assert student.eye.weight.grad.abs().sum() > 0 and student.eye.bias.grad.abs().sum() > 0
