@@ -90,9 +90,10 @@ def build_reference(recipe: Recipe, family: Any, dtype: torch.dtype, device: str
             if is_whole or name.startswith("branches.") or ".lora_" in name:
                 parameter.copy_(parameter.to(dtype))
     prompts, seeds = [_PROMPT] * len(_SEEDS), list(_SEEDS)
-    condition = eight_bit(draw(family, prompts[:1], [1])) if recipe.controls else None
-    repeated = condition if condition is None else condition.expand(len(seeds), -1, -1, -1)
-    images = draw(family, prompts, seeds, dict.fromkeys(recipe.branch_folders, repeated), batch_size=1)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # as the check draws
+        condition = eight_bit(draw(family, prompts[:1], [1])) if recipe.controls else None
+        repeated = condition if condition is None else condition.expand(len(seeds), -1, -1, -1)
+        images = draw(family, prompts, seeds, dict.fromkeys(recipe.branch_folders, repeated), batch_size=1)
     return Reference(prompts, seeds, condition, images, device)
 
 

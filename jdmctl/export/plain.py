@@ -37,6 +37,7 @@ def main(job_file):
 
 def draw(job):
     torch, np = importlib.import_module("torch"), importlib.import_module("numpy")
+    torch.backends.cudnn.allow_tf32 = False  # its ten bits are less than the check compares
     # As in training a condition's latent is its mean. FLUX' and Qwen-Image's pipelines would take it, and then the
     # noise that a picture starts from, from one generator.
     vae = importlib.import_module("diffusers.models.autoencoders.vae")
