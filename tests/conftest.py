@@ -73,6 +73,21 @@ def clip(tmp_path_factory) -> Path:
     return folder / "model"
 
 
+@pytest.fixture
+def jdmctl_command(monkeypatch, capsys):
+    """Runs a command in this process; returns exit code, stdout and stderr."""
+    from jdmctl.cli import app
+
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            app.main()
+        captured = capsys.readouterr()
+        return left.value.code or 0, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def fresh_precision():
     """Accelerate keeps the first precision for a process's life; each test is to be as in a new process."""

@@ -2,10 +2,7 @@
 
 import json
 import logging
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +17,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from export_runs import finished_run, run_plain_here
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -29,15 +26,14 @@ from transformers import T5Tokenizer
 import jdmctl.build_export
 import jdmctl.export.check
 import jdmctl.export.plain
-from jdmctl.build import build_roles, build_student, prepare_student
+from jdmctl.build import build_roles, build_student
 from jdmctl.build_export import build_export_family, build_reference
-from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row, write
 from jdmctl.export.contract import CONFIG_KEY, contract_of, one_step_call
 from jdmctl.families.standins.unets import random_sd, random_sdxl
 from jdmctl.families.standins.write import STAND_INS
-from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
+from jdmctl.recipe_files import load_recipe
 from jdmctl.sampling import draw
 
 
@@ -67,54 +63,6 @@ def standard(tmp_path_factory):
     pipeline.save_pretrained(folder / "student")
     (folder / "student" / "README.md").write_text("---\nlicense: openrail++\n---\n# a student\n")
     return folder / "student"
-
-
-def finished_run(
-    folder: Path, student: Path, trainable: str = "frozen", controls: Sequence[str] = ("canny",), model: Any = ()
-) -> Path:
-    """What a run would leave, its branches and LoRA filled with numbers that matter."""
-    values = {
-        "name": "mine",
-        "model": {"teacher": str(student), "student": str(student), **dict(model)},
-        "controls": [{"name": name} for name in controls],
-        "student": {"trainable": trainable, "rank": 3},
-        "data": {"source": "images", "path": "photos"},
-    }
-    recipe = parse_recipe(values)
-    family = build_roles(recipe, "cpu")
-    prepare_student(recipe, family)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in family.student.named_parameters():
-            if "controlnet_" in name or "lora_B" in name or (trainable == "full" and name.endswith("conv_out.weight")):
-                parameter.normal_(0, 0.1, generator=generator)
-    for name, product in recipe.branch_folders.items():
-        family.save_control_branch(name, folder / product)
-    if recipe.student_folder:
-        save = family.save_student if trainable == "full" else family.save_student_lora
-        save(folder / recipe.student_folder)
-    (folder / "recipe.yaml").write_text(to_yaml(recipe))
-    return folder
-
-
-def run_plain_here(monkeypatch):
-    """The check in this process, to save time; what it changes of diffusers is put back."""
-    monkeypatch.setattr(jdmctl.export.check, "_run", lambda job, file: jdmctl.export.plain.draw(job))
-    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.sample)
-
-
-@pytest.fixture
-def jdmctl_command(monkeypatch, capsys):
-    """Runs a command in this process; returns exit code, stdout and stderr."""
-
-    def run(*words) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        return left.value.code or 0, captured.out, captured.err
-
-    return run
 
 
 def test_folders_and_single_files_draw_what_the_run_draws(standard, tmp_path, jdmctl_command, monkeypatch):

@@ -27,6 +27,8 @@ def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[s
     With `files`, product -> single file, these are read instead of the folders; `read_single_file` must then be there,
     which takes a file and the folder whose config it has.
     """
+    import diffusers
+
     contract = products[0].contract
     files = files or {}
     scheduler = contract.scheduler["_class_name"]
@@ -47,16 +49,21 @@ def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[s
     address = origin.path if origin.form == "pipeline" else origin.base
     given = ", ".join([f'"{address}"', *parts])
     body.append(f"pipe = {contract.pipeline}.from_pretrained({given})")
-    if origin.form == "lora":
+    takes_lora = hasattr(getattr(diffusers, contract.pipeline), "load_lora_weights")
+    if origin.form == "lora" and takes_lora:
         body += [f'pipe.load_lora_weights("{origin.path}")', "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
+    elif origin.form == "lora":
+        body += [line.format(file=origin.path, part=origin.part) for line in _MERGE]
     settings = "".join(f", {key}={value!r}" for key, value in origin.scheduler.items())
     body.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{settings})")
     for product in products:
         if product.kind == "student_lora":
             inside = files.get(product.name, f"{product.name}/{LORA_FILE}")
-            body.append(f'pipe.load_lora_weights("{at}", weight_name="{inside}")')
+            theirs = [f'pipe.load_lora_weights("{at}", weight_name="{inside}")']
+            ours = [line.format(file=f"{at}/{inside}", part=origin.part) for line in _MERGE]
+            body += theirs if takes_lora else ours
     head = ["import torch", f"from diffusers import {', '.join(sorted(classes))}"]
-    head += ["from safetensors.torch import load_file"] if origin.form == "weights" else []
+    head += ["from safetensors.torch import load_file"] if any("load_file(" in line for line in body) else []
     return [*head, *body]
 
 
@@ -93,3 +100,10 @@ _BACKBONE = {
     ),
     "checkpoint": ('{o.part} = {o.backbone}.from_single_file("{o.path}", config="{o.base}", subfolder="{o.part}")',),
 }
+# For pipelines without load_lora_weights, PixArt's: a LoRA added to the weights, alpha being its rank.
+_MERGE = (
+    'lora = load_file("{file}")',
+    'for layer in {{key.partition(".lora_")[0] for key in lora}}:',
+    '    up, down = (lora[f"{{layer}}.lora_{{side}}.weight"].float() for side in "BA")',
+    '    pipe.{part}.get_submodule(layer.removeprefix("{part}.")).weight.data += up @ down',
+)
