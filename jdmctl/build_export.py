@@ -56,7 +56,7 @@ def build_products(recipe: Recipe, run: Path, family: Any, license: str = "") ->
             values |= {"control": control.name, "extractor": control_defaults(control.name) | control.options}
             if control.init not in ("student", "dsm"):
                 values["made_from"] = (*contract.made_from, _public_name(control.init))
-        products.append(Product(run / folder, kind, Contract(**values)))
+        products.append(Product(run / folder, kind, Contract(**values), family.backbone_class.__name__))
     return products
 
 

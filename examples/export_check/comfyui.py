@@ -1,7 +1,7 @@
 """Loads what jdmctl wrote with ComfyUI's own code, and compares the networks number by number.
 
     git clone https://github.com/comfyanonymous/ComfyUI
-    python examples/export_check/comfyui.py ComfyUI                  # random ControlNets and LoRA of published sizes
+    python examples/export_check/comfyui.py ComfyUI                  # random ControlNets and LoRAs of published sizes
     python examples/export_check/comfyui.py ComfyUI --export FOLDER  # what `jdmctl export --format comfyui` wrote
 
 ComfyUI's requirements must be installed. With --webui, a checkout of sd-webui-controlnet, the names are also compared
@@ -20,11 +20,14 @@ import jdmctl  # noqa: F401  before diffusers: it mends torchvision
 # isort: split
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from jdmctl.export.ldm import PREFIX, problems, single_file
-from jdmctl.export.products import kohya
+from jdmctl.export.lora import kohya
+from jdmctl.export.lora import problems as lora_problems
+from jdmctl.export.lora import single_file as lora_file
+from jdmctl.families.names import family_class
 
 SD15 = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -52,6 +55,18 @@ SMALL = {
     "attention_head_dim": (1, 2),
 }
 NETWORKS = {"small": SMALL, "sd15": SD15, "sd21": SD21, "sdxl": SDXL}
+SD35 = {  # medium
+    "sample_size": 128,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+    "pos_embed_max_size": 384,
+}
+# Families with a transformer, whose LoRA is in diffusers' keys; where nothing is said, diffusers' own numbers hold.
+TRANSFORMERS = {"flux": {}, "sd3": SD35, "pixart_alpha": {}, "pixart_sigma": {"sample_size": 64}, "qwen_image": {}}
+KNOWN = [*NETWORKS, *TRANSFORMERS]
 LORA_TARGETS = ["to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1", "conv_shortcut", "time_emb_proj", "conv_in"]
 
 
@@ -60,7 +75,7 @@ def main() -> None:
     options.add_argument("comfyui", type=Path, help="a checkout of ComfyUI")
     options.add_argument("--webui", type=Path, help="a checkout of sd-webui-controlnet")
     options.add_argument("--export", type=Path, help="a folder that jdmctl export wrote")
-    options.add_argument("--network", nargs="*", choices=NETWORKS, default=list(NETWORKS))
+    options.add_argument("--network", nargs="*", choices=KNOWN, default=KNOWN)
     given = options.parse_args()
     comfy = load_comfy(given.comfyui)
     if given.export:
@@ -74,6 +89,9 @@ def main() -> None:
             print(file.name, *compare(comfy, file, net), sep="\n  ")
         return
     for name in given.network:
+        if name in TRANSFORMERS:
+            print(name, compare_transformer_lora(comfy, name), sep="\n  ", flush=True)
+            continue
         torch.manual_seed(0)
         net = ControlNetModel(**NETWORKS[name])
         with torch.no_grad():  # zero convolutions would make every output 0
@@ -181,6 +199,31 @@ def compare_lora(comfy: SimpleNamespace, name: str) -> str:
     wanted = {f"diffusion_model.{table[k[5:].replace('.lora_A', '')]}" for k in layers if ".lora_A" in k}
     assert patches.keys() == wanted, patches.keys() ^ wanted
     return f"LoRA in kohya's keys: {len(patches)} layers found by comfy.lora, each at its weight"
+
+
+def compare_transformer_lora(comfy: SimpleNamespace, name: str) -> str:
+    """Every layer of a LoRA in diffusers' keys is found by ComfyUI, and has the shape of what it is added to."""
+    kind = family_class(name)
+    assert not lora_problems(kind.backbone_class.__name__, "comfyui")
+    with torch.device("meta"):
+        backbone = kind.backbone_class(**TRANSFORMERS[name])
+        weights = dict(backbone.state_dict())
+        inject_adapter_in_model(LoraConfig(r=2, lora_alpha=2, target_modules=list(kind.lora_targets)), backbone)
+        renamed = comfy.model_detection.convert_diffusers_mmdit(dict(weights), "") or weights
+    layers = {f"transformer.{k}": torch.zeros(v.shape) for k, v in get_peft_model_state_dict(backbone).items()}
+    config = comfy.model_detection.model_config_from_unet(renamed, "")
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model(renamed, "", device="meta")
+    given = lora_file(layers, kind.backbone_class.__name__)
+    patches = comfy.lora.load_lora(given, comfy.lora.model_lora_keys_unet(model, {}))
+    assert 2 * len(patches) == len(given), (len(patches), len(given))
+    state = model.state_dict()
+    for to, patch in patches.items():
+        key, part = (to, None) if isinstance(to, str) else to[:2]
+        weight = state[key].narrow(*part) if part else state[key]
+        up, down = patch.weights[:2]
+        assert (up @ down).shape == weight.flatten(1).shape, (to, up.shape, down.shape, weight.shape)
+    return f"LoRA in diffusers' keys: {len(patches)} layers found by comfy.lora in its {type(model).__name__}"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCardData
 
 from jdmctl.evaluation.results import Row, table
 from jdmctl.export.contract import Contract
-from jdmctl.export.products import Product
+from jdmctl.export.products import Product, refusals
 
 
 def card(
@@ -51,7 +51,7 @@ def card(
         held,
         "## Use",
         f"```python\n{code}\n```" if code else _NO_PIPELINE,
-        _tools(files, contract),
+        _tools(files, products),
         "## Inference contract",
         "Other settings than these draw something else. They also stand in the config and in the metadata of the "
         "safetensors files.",
@@ -101,11 +101,14 @@ _WHAT = {
 }
 
 
-def _tools(files: Mapping[str, str], contract: Contract) -> str:
+def _tools(files: Mapping[str, str], products: Sequence[Product]) -> str:
     if not files:
         return ""
+    contract = products[0].contract
+    not_a1111 = any(refusals(product, "a1111") for product in products if product.name in files)
+    tools = "ComfyUI" if not_a1111 else "ComfyUI and A1111"
     return (
-        f"In ComfyUI and A1111: 1 step, CFG scale 1, control strength 1, {_size(contract)}; the sampler must "
+        f"In {tools}: 1 step, CFG scale 1, control strength 1, {_size(contract)}; the sampler must "
         f"call the network once, at timestep {contract.timestep}, on pure noise."
     )
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jdmctl.errors import BadInputError
-from jdmctl.export import ldm
+from jdmctl.export import ldm, lora
 from jdmctl.export.contract import CONFIG_KEY, Contract, metadata
 from jdmctl.weights import require_safetensors
 
@@ -32,6 +32,7 @@ class Product:
     folder: Path
     kind: Kind
     contract: Contract
+    backbone: str  # diffusers class of the student's network
 
     @property
     def name(self) -> str:
@@ -59,7 +60,7 @@ def refusals(product: Product, tool: str) -> list[str]:
         return ["it is a whole pipeline; only control branches and LoRAs are exported as single files"]
     if product.kind == "controlnet":
         return ldm.problems(product.config, tool)
-    return []
+    return lora.problems(product.backbone, tool)
 
 
 def write_folder(product: Product, target: Path, dtype: torch.dtype) -> None:
@@ -84,7 +85,7 @@ def write_folder(product: Product, target: Path, dtype: torch.dtype) -> None:
 
 
 def write_single_file(product: Product, to: Path, dtype: torch.dtype) -> None:
-    """A control branch in the original ControlNet's keys, or a LoRA in kohya's.
+    """A control branch in the original ControlNet's keys, or a LoRA in those that tools read.
 
     Raises:
         BadInputError: a weight does not fit into `dtype`, or the layout has no place for one.
@@ -92,23 +93,15 @@ def write_single_file(product: Product, to: Path, dtype: torch.dtype) -> None:
     source = require_safetensors(product.folder)[0]
     weights = product.weights
     try:
-        weights = ldm.single_file(weights, product.config) if product.kind == "controlnet" else kohya(weights)
+        if product.kind == "controlnet":
+            weights = ldm.single_file(weights, product.config)
+        else:
+            weights = lora.single_file(weights, product.backbone)
     except KeyError as key:
         raise BadInputError(
             f"{product.folder} holds {key}, for which the single file has no place", hint="use --format diffusers"
         ) from key
     _save(weights, to, dtype, product, _metadata_of(source))
-
-
-def kohya(layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """LoRA layers in diffusers' keys (unet.*.lora_A.weight) under kohya's: lora_unet_*.lora_down.weight and .alpha.
-
-    alpha is the rank: jdmctl trains with factor alpha / rank = 1, which is also what diffusers takes without an alpha.
-    """
-    from diffusers.utils import convert_state_dict_to_kohya
-
-    renamed = convert_state_dict_to_kohya(dict(layers))
-    return {key: value.float() if key.endswith(".alpha") else value for key, value in renamed.items()}
 
 
 def _save(
