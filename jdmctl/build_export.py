@@ -19,6 +19,7 @@ from jdmctl.export.check import Reference
 from jdmctl.export.code import Origin
 from jdmctl.export.contract import Contract, one_step_call
 from jdmctl.export.products import Kind, Product
+from jdmctl.families.folders import pipeline_variant, variant_of
 from jdmctl.families.student_forms import student_form
 from jdmctl.recipe import Recipe
 from jdmctl.sampling import draw, eight_bit
@@ -74,9 +75,13 @@ def build_origin(recipe: Recipe, family: Any, is_public: bool = False) -> Origin
     changes = {
         key: value for key, value in scheduler.config.items() if not key.startswith("_") and value != before[key]
     }
+    variant = "" if is_whole else _variant(form, path)
+    base_variant = pipeline_variant(base)
     if is_public:
         path, base = _address(str(path), recipe.model.student), _address(base, recipe.model.teacher)
-    return Origin(str(path), form, base, family.backbone_class.__name__, family.subfolder, changes)
+    return Origin(
+        str(path), form, base, family.backbone_class.__name__, family.subfolder, variant, base_variant, changes
+    )
 
 
 def build_reference(recipe: Recipe, family: Any, dtype: torch.dtype, device: str) -> Reference:
@@ -151,6 +156,13 @@ def _public_name(model: str) -> str:
 def _address(path: str, given: str) -> str:
     is_own = Path(path).exists() and given.partition("/")[0] != "tiny"
     return f"./{Path(path).name}" if is_own else path
+
+
+def _variant(form: str, path: str | Path) -> str:
+    """Of a student's weights; a file has none."""
+    if form == "backbone":
+        return variant_of(Path(path).glob("*.safetensors"))
+    return pipeline_variant(path) if form == "pipeline" else ""
 
 
 def _license(source: str) -> str:

@@ -1,13 +1,19 @@
 """The card's and the check's code for pipelines and students that are not an ordinary folder."""
 
 import json
+import shutil
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from export_runs import finished_run, run_plain_here
 from peft import get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from jdmctl.errors import MissingWeightsError
+from jdmctl.families.folders import load_component, variant_of
 from jdmctl.families.names import family_class
 from jdmctl.families.standins.write import STAND_INS
 
@@ -43,3 +49,76 @@ def test_a_pipeline_without_load_lora_weights(family, form, tmp_path, jdmctl_com
     card = (tmp_path / "out" / "README.md").read_text()
     assert "load_lora_weights" not in card
     assert card.count("= load_file(") == (2 if form == "lora" else 1)
+
+
+def in_variant(folder, variant, pattern="**/*.safetensors"):
+    """Weights of a folder in half precision under a variant's names alone, as `--include "*fp16*"` downloads them."""
+    dtype = torch.bfloat16 if variant == "bf16" else torch.float16
+    for file in [*folder.glob(pattern)]:
+        half = {key: value.to(dtype) if value.is_floating_point() else value for key, value in load_file(file).items()}
+        save_file(half, file.with_suffix(f".{variant}.safetensors"), metadata={"format": "pt"})
+        file.unlink()
+
+
+def in_hub_cache(folder, name, cache):
+    """A folder as the hub's client keeps what it downloaded."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(folder, repository / "snapshots" / ("0" * 40))
+
+
+@pytest.mark.parametrize(
+    ("form", "variant", "where"),
+    [
+        ("pipeline", "fp16", "folder"),
+        ("pipeline", "bf16", "folder"),
+        ("pipeline", "ema", "folder"),
+        ("backbone", "bf16", "folder"),
+        ("pipeline", "fp16", "hub"),
+        ("pipeline", "bf16", "hub"),
+    ],
+)
+def test_weights_that_are_there_in_a_variant_alone(form, variant, where, tmp_path, jdmctl_command, monkeypatch):
+    """Plain diffusers says OSError without `variant=`. One component keeps its plain files, as mixed folders do."""
+    STAND_INS["stable_diffusion"].write(tmp_path)
+    student = tmp_path / "student" / "unet" if form == "backbone" else tmp_path / "student"
+    for folder in (tmp_path / "teacher", tmp_path / "student"):
+        in_variant(folder, variant, "unet/*.safetensors" if variant == "ema" else "**/*.safetensors")
+    given = {"teacher": str(tmp_path / "teacher"), "student": str(student)}
+    if where == "hub":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        for role in given:
+            in_hub_cache(tmp_path / role, f"owner/{role}", tmp_path / "cache")
+            given[role] = f"owner/{role}"
+    run = finished_run(tmp_path / "run", student, model=given)
+    run_plain_here(monkeypatch)
+    code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--json")
+    assert code == 0, error
+    assert json.loads(text)["largest_difference"]["folders"] <= 1 / 255
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.count(f', variant="{variant}"') == (2 if form == "backbone" else 1)
+
+
+def test_what_is_missing_in_every_variant_is_called_by_its_plain_name(tmp_path, monkeypatch):
+    STAND_INS["stable_diffusion"].write(tmp_path)
+    (tmp_path / "teacher" / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    in_hub_cache(tmp_path / "teacher", "owner/teacher", tmp_path / "cache")
+    with pytest.raises(MissingWeightsError, match=r"diffusion_pytorch_model\.safetensors"):
+        load_component(UNet2DConditionModel, "owner/teacher", "unet")
+
+
+def test_which_variant_is_taken():
+    """Plain files first, whatever lies beside them; parts are named as diffusers and transformers do, or once did."""
+    for names, variant in (
+        (["model.safetensors", "model.fp16.safetensors"], ""),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], ""),
+        (["diffusion_pytorch_model.non_ema.safetensors", "diffusion_pytorch_model.bf16.safetensors"], "bf16"),
+        (["diffusion_pytorch_model.fp16-00001-of-00002.safetensors"], "fp16"),
+        (["diffusion_pytorch_model-00001-of-00002.fp16.safetensors"], "fp16"),
+        (["diffusion_pytorch_model.fp16.safetensors", "pytorch_lora_weights.safetensors"], "fp16"),
+        (["some.weights.safetensors"], ""),
+        ([], ""),
+    ):
+        assert variant_of(map(Path, names)) == variant

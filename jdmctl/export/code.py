@@ -18,6 +18,8 @@ class Origin:
     base: str = ""  # pipeline that a student in another form is put into: its teacher's
     backbone: str = ""  # diffusers class of the network
     part: str = "unet"  # what the pipeline calls it
+    variant: str = ""  # in which the weights at `path` are there alone, as fp16
+    base_variant: str = ""  # likewise those at `base`
     scheduler: dict[str, Any] = field(default_factory=dict)  # settings that its own scheduler config has otherwise
 
 
@@ -44,10 +46,11 @@ def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[s
         body.append(f"{name} = {file if net.name in files else folder}")
     if origin.form in _BACKBONE:
         classes.add(origin.backbone)
-        body += [line.format(o=origin) for line in _BACKBONE[origin.form]]
+        body += [line.format(o=origin, variant=_asking(origin.variant)) for line in _BACKBONE[origin.form]]
         parts.append(f"{origin.part}={origin.part}")
-    address = origin.path if origin.form == "pipeline" else origin.base
-    given = ", ".join([f'"{address}"', *parts])
+    is_pipeline = origin.form == "pipeline"
+    address, variant = (origin.path, origin.variant) if is_pipeline else (origin.base, origin.base_variant)
+    given = ", ".join([f'"{address}"{_asking(variant)}', *parts])
     body.append(f"pipe = {contract.pipeline}.from_pretrained({given})")
     takes_lora = hasattr(getattr(diffusers, contract.pipeline), "load_lora_weights")
     if origin.form == "lora" and takes_lora:
@@ -92,8 +95,12 @@ def one_or_list(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"[{', '.join(words)}]"
 
 
+def _asking(variant: str) -> str:
+    return f', variant="{variant}"' if variant else ""
+
+
 _BACKBONE = {
-    "backbone": ('{o.part} = {o.backbone}.from_pretrained("{o.path}")',),
+    "backbone": ('{o.part} = {o.backbone}.from_pretrained("{o.path}"{variant})',),
     "weights": (
         '{o.part} = {o.backbone}.from_config({o.backbone}.load_config("{o.base}", subfolder="{o.part}"))',
         '{o.part}.load_state_dict(load_file("{o.path}"))',
