@@ -20,7 +20,7 @@ from jdmctl.export.code import Origin
 from jdmctl.export.contract import Contract, one_step_call
 from jdmctl.export.products import Kind, Product
 from jdmctl.families.folders import pipeline_variant, variant_of
-from jdmctl.families.student_forms import student_form
+from jdmctl.families.student_forms import hub_file, student_form
 from jdmctl.recipe import Recipe
 from jdmctl.sampling import draw, eight_bit
 
@@ -64,7 +64,8 @@ def build_products(recipe: Recipe, run: Path, family: Any, license: str = "") ->
 def build_origin(recipe: Recipe, family: Any, is_public: bool = False) -> Origin:
     """What a run's products are put on in plain diffusers.
 
-    Of a folder of one's own a public origin tells the name alone: a card need not tell where somebody keeps it.
+    Of a folder of one's own a public origin tells the name alone: a card need not tell where somebody keeps it. Of a
+    file of a hub repository it tells both names; the other origin tells where it was downloaded to.
     """
     is_whole = recipe.student_folder == "student"
     form, path = ("pipeline", "student") if is_whole else student_form(type(family), _source(recipe))
@@ -77,10 +78,13 @@ def build_origin(recipe: Recipe, family: Any, is_public: bool = False) -> Origin
     }
     variant = "" if is_whole else _variant(form, path)
     base_variant = pipeline_variant(base)
+    file = ""
     if is_public:
-        path, base = _address(str(path), recipe.model.student), _address(base, recipe.model.teacher)
+        repository, file = hub_file(_source(recipe))
+        path = repository or _address(str(path), recipe.model.student)
+        base = _address(base, recipe.model.teacher)
     return Origin(
-        str(path), form, base, family.backbone_class.__name__, family.subfolder, variant, base_variant, changes
+        str(path), file, form, base, family.backbone_class.__name__, family.subfolder, variant, base_variant, changes
     )
 
 

@@ -11,11 +11,15 @@ from diffusers import UNet2DConditionModel
 from export_runs import finished_run, run_plain_here
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from test_student_forms import in_ldm_keys
 
+from jdmctl.build_export import build_export_family
 from jdmctl.errors import MissingWeightsError
 from jdmctl.families.folders import load_component, variant_of
 from jdmctl.families.names import family_class
 from jdmctl.families.standins.write import STAND_INS
+from jdmctl.recipe_files import load_recipe
+from jdmctl.sampling import draw
 
 
 def random_lora(family, folder, file):
@@ -122,3 +126,46 @@ def test_which_variant_is_taken():
         ([], ""),
     ):
         assert variant_of(map(Path, names)) == variant
+
+
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [
+        ("stable_diffusion", "lora"),
+        ("stable_diffusion", "weights"),
+        ("stable_diffusion", "checkpoint"),
+        ("pixart_alpha", "lora"),
+    ],
+)
+def test_a_student_that_is_a_file_of_a_hub_repository(family, form, tmp_path, jdmctl_command, monkeypatch):
+    """The card names both, as everybody can have it, and draws what the run draws; the check reads the file here."""
+    STAND_INS[family].write(tmp_path)
+    file = tmp_path / "published" / "one" / "step.safetensors"
+    file.parent.mkdir(parents=True)
+    if form == "lora":
+        random_lora(family, tmp_path, file)
+    else:
+        weights = load_file(tmp_path / "student" / "unet" / "diffusion_pytorch_model.safetensors")
+        save_file({in_ldm_keys(key) if form == "checkpoint" else key: value for key, value in weights.items()}, file)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    in_hub_cache(tmp_path / "published", "owner/name", tmp_path / "cache")
+    name = "owner/name/one/step.safetensors"
+    given = {"family": family, "teacher": str(tmp_path / "teacher"), "student": name}
+    run = finished_run(tmp_path / "run", tmp_path, "lora", (), given)
+    run_plain_here(monkeypatch)
+    code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--json")
+    assert code == 0, error
+    assert json.loads(text)["largest_difference"]["folders"] <= 1 / 255
+    card = (tmp_path / "out" / "README.md").read_text()
+    here = '"owner/name", weight_name="one/step.safetensors"'
+    is_read = form != "lora" or family == "pixart_alpha"
+    assert ('hf_hub_download("owner/name", "one/step.safetensors")' if is_read else here) in card
+    assert ("from huggingface_hub import hf_hub_download" in card) == is_read
+    assert "base_model: owner/name\n" in card and "./step" not in card and str(tmp_path / "cache") not in card
+
+    monkeypatch.chdir(tmp_path)  # where ./teacher is
+    scope: dict = {}
+    exec(card.split("```python\n")[1].split("```")[0], scope)
+    theirs = torch.tensor(list(scope["image"].getdata())).reshape(64, 64, 3).permute(2, 0, 1) / 255
+    ours = draw(build_export_family(load_recipe(run), run, "cpu"), ["a prompt"], [0])[0]
+    assert (ours - theirs).abs().max() <= 1 / 255

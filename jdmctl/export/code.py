@@ -14,6 +14,7 @@ class Origin:
     """The pipeline that a run's products are put on: where it lies, and how it comes together (student_forms)."""
 
     path: str  # of the student: folder, file or hub name
+    file: str = ""  # where that is a hub name and the student one file of it
     form: str = "pipeline"
     base: str = ""  # pipeline that a student in another form is put into: its teacher's
     backbone: str = ""  # diffusers class of the network
@@ -22,6 +23,11 @@ class Origin:
     base_variant: str = ""  # likewise those at `base`
     scheduler: dict[str, Any] = field(default_factory=dict)  # settings that its own scheduler config has otherwise
 
+    @property
+    def place(self) -> str:
+        """The student's file or folder, in Python."""
+        return f'hf_hub_download("{self.path}", "{self.file}")' if self.file else f'"{self.path}"'
+
 
 def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[str, str] | None = None) -> list[str]:
     """Lines that make `pipe`; `at` is where the export lies.
@@ -29,8 +35,6 @@ def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[s
     With `files`, product -> single file, these are read instead of the folders; `read_single_file` must then be there,
     which takes a file and the folder whose config it has.
     """
-    import diffusers
-
     contract = products[0].contract
     files = files or {}
     scheduler = contract.scheduler["_class_name"]
@@ -46,27 +50,25 @@ def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[s
         body.append(f"{name} = {file if net.name in files else folder}")
     if origin.form in _BACKBONE:
         classes.add(origin.backbone)
-        body += [line.format(o=origin, variant=_asking(origin.variant)) for line in _BACKBONE[origin.form]]
+        known = {"o": origin, "place": origin.place, "variant": _asking(origin.variant)}
+        body += [line.format(**known) for line in _BACKBONE[origin.form]]
         parts.append(f"{origin.part}={origin.part}")
     is_pipeline = origin.form == "pipeline"
     address, variant = (origin.path, origin.variant) if is_pipeline else (origin.base, origin.base_variant)
     given = ", ".join([f'"{address}"{_asking(variant)}', *parts])
     body.append(f"pipe = {contract.pipeline}.from_pretrained({given})")
-    takes_lora = hasattr(getattr(diffusers, contract.pipeline), "load_lora_weights")
-    if origin.form == "lora" and takes_lora:
-        body += [f'pipe.load_lora_weights("{origin.path}")', "pipe.fuse_lora()", "pipe.unload_lora_weights()"]
-    elif origin.form == "lora":
-        body += [line.format(file=origin.path, part=origin.part) for line in _MERGE]
+    if origin.form == "lora":
+        given = f'"{origin.path}", weight_name="{origin.file}"' if origin.file else f'"{origin.path}"'
+        body += _lora(contract.pipeline, origin.part, given, origin.place, is_student=True)
     settings = "".join(f", {key}={value!r}" for key, value in origin.scheduler.items())
     body.append(f"pipe.scheduler = {scheduler}.from_config(pipe.scheduler.config{settings})")
     for product in products:
         if product.kind == "student_lora":
             inside = files.get(product.name, f"{product.name}/{LORA_FILE}")
-            theirs = [f'pipe.load_lora_weights("{at}", weight_name="{inside}")']
-            ours = [line.format(file=f"{at}/{inside}", part=origin.part) for line in _MERGE]
-            body += theirs if takes_lora else ours
+            given = f'"{at}", weight_name="{inside}"'
+            body += _lora(contract.pipeline, origin.part, given, f'"{at}/{inside}"')
     head = ["import torch", f"from diffusers import {', '.join(sorted(classes))}"]
-    head += ["from safetensors.torch import load_file"] if any("load_file(" in line for line in body) else []
+    head += [f"from {module} import {name}" for name, module in _READERS.items() if f"{name}(" in "".join(body)]
     return [*head, *body]
 
 
@@ -95,21 +97,32 @@ def one_or_list(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"[{', '.join(words)}]"
 
 
+def _lora(pipeline: str, part: str, given: str, place: str, is_student: bool = False) -> list[str]:
+    """Lines that put a LoRA on `pipe`, a student's for good; `given` is for load_lora_weights, else `place` is read."""
+    import diffusers
+
+    if not hasattr(getattr(diffusers, pipeline), "load_lora_weights"):
+        return [line.format(place=place, part=part) for line in _MERGE]
+    merging = ["pipe.fuse_lora()", "pipe.unload_lora_weights()"] if is_student else []
+    return [f"pipe.load_lora_weights({given})", *merging]
+
+
 def _asking(variant: str) -> str:
     return f', variant="{variant}"' if variant else ""
 
 
+_READERS = {"hf_hub_download": "huggingface_hub", "load_file": "safetensors.torch"}
 _BACKBONE = {
-    "backbone": ('{o.part} = {o.backbone}.from_pretrained("{o.path}"{variant})',),
+    "backbone": ("{o.part} = {o.backbone}.from_pretrained({place}{variant})",),
     "weights": (
         '{o.part} = {o.backbone}.from_config({o.backbone}.load_config("{o.base}", subfolder="{o.part}"))',
-        '{o.part}.load_state_dict(load_file("{o.path}"))',
+        "{o.part}.load_state_dict(load_file({place}))",
     ),
-    "checkpoint": ('{o.part} = {o.backbone}.from_single_file("{o.path}", config="{o.base}", subfolder="{o.part}")',),
+    "checkpoint": ('{o.part} = {o.backbone}.from_single_file({place}, config="{o.base}", subfolder="{o.part}")',),
 }
 # For pipelines without load_lora_weights, PixArt's: a LoRA added to the weights, alpha being its rank.
 _MERGE = (
-    'lora = load_file("{file}")',
+    "lora = load_file({place})",
     'for layer in {{key.partition(".lora_")[0] for key in lora}}:',
     '    up, down = (lora[f"{{layer}}.lora_{{side}}.weight"].float() for side in "BA")',
     '    pipe.{part}.get_submodule(layer.removeprefix("{part}.")).weight.data += up @ down',

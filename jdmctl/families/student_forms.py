@@ -84,17 +84,24 @@ def student_form(family: type[Family], source: str | Path) -> tuple[Form, str | 
     return ("checkpoint" if any(name.startswith(_CHECKPOINT) for name in names) else "weights"), file
 
 
+def hub_file(source: str | Path) -> tuple[str, str]:
+    """Repository and file, if `source` names a file of a hub repository (owner/name/file.safetensors); else two ""."""
+    owner, _, rest = str(source).partition("/")
+    name, _, file = rest.partition("/")
+    is_one = file.endswith(".safetensors") and not Path(source).exists()
+    return (f"{owner}/{name}", file) if is_one else ("", "")
+
+
 def _local(source: str | Path) -> Path | None:
     """A path that is there, maybe a file of a hub repository (owner/name/file.safetensors); None for a hub name."""
     path = Path(source)
     if path.exists():
         return path
-    owner, _, rest = str(source).partition("/")
-    name, _, file = rest.partition("/")
-    if not file.endswith(".safetensors"):
+    name, file = hub_file(source)
+    if not file:
         return None
     try:
-        return Path(hf_hub_download(f"{owner}/{name}", file))
+        return Path(hf_hub_download(name, file))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as reason:
         raise MissingWeightsError(
             f"no file {source}, and none such can be had from the hub", hint="check the path, or download it first"
