@@ -1,0 +1,71 @@
+"""Several processes: the messages in which they average."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from accelerate.utils import broadcast
+from torch import nn
+from two_processes import together
+
+from jdmctl.training import processes
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+
+
+@dataclass
+class Counted:
+    """One of two processes of which the other has no gradient: what is sent, and a mean of half."""
+
+    sent: list[int]
+    num_processes: int = 2
+
+    def reduce(self, tensor, reduction):
+        assert reduction == "mean"
+        self.sent.append(tensor.nbytes)
+        return tensor / 2
+
+
+def parameters(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    found = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for number, parameter in enumerate(found):
+        generator = torch.Generator().manual_seed(number)
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    found[1].grad = found[1].grad.contiguous(memory_format=torch.channels_last)
+    return [*found, nn.Parameter(torch.zeros(3))]  # the last has no gradient
+
+
+SHAPES = ((5,), (6, 4, 3, 3), (), (2, 40), (7, 3), (1, 4, 30))  # 20, 864, 4, 320, 84, 480 bytes
+
+
+def test_messages_are_no_larger_than_a_piece(monkeypatch):
+    """Of 200 bytes: a number of the longest dimension has 144, 8 and 16 bytes, so slices of 1, 25 and 12 of them."""
+    monkeypatch.setattr(processes, "PIECE_BYTES", 200)
+    found, accelerator = parameters(*SHAPES), Counted([])
+    before = [p.grad.clone() for p in found[:-1]]
+    processes.average_gradients(found, accelerator)
+    assert accelerator.sent == [20 + 144, *[144] * 4, 144 + 4, 200, 120, 84, 192, 192, 96]
+    assert all(torch.equal(p.grad, grad / 2) for p, grad in zip(found[:-1], before, strict=True))
+    assert found[-1].grad is None
+
+
+def average_both_ways(accelerator) -> None:
+    """Gradients that differ between processes, in one message and in pieces of 200 bytes; and weights sent around."""
+    ways = [parameters(*SHAPES) for _ in range(2)]
+    for size, found in zip((2**20, 200), ways, strict=True):
+        processes.PIECE_BYTES = size
+        for parameter in found[:-1]:
+            parameter.grad.mul_(1.7 ** (1 + accelerator.process_index)).add_(accelerator.process_index)
+        processes.average_gradients(found, accelerator)
+    for one, other in zip(*ways, strict=True):
+        assert one.grad is None or torch.equal(one.grad, other.grad)
+    first = [broadcast(p.grad.clone()) for p in ways[0][:-1]]
+    assert all(torch.equal(p.grad, sent) for p, sent in zip(ways[0], first, strict=False))
+
+    weights = [nn.Parameter(torch.full(shape, 1.0 + accelerator.process_index)) for shape in SHAPES]
+    processes.broadcast_parameters(weights, accelerator)
+    assert all((weight == 1).all() for weight in weights)
+
+
+def test_two_processes_average_in_pieces_as_in_one_message_bit_for_bit(tmp_path):
+    together(tmp_path, average_both_ways)
