@@ -3,6 +3,7 @@
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from toy_training import TEACHER, ToyBatches, ToyStep, Watcher, stages, train
 
 from jdmctl.errors import JdmError, MissingWeightsError, NonFiniteLossError, RunInterrupted
+from jdmctl.training import interrupt
 from jdmctl.training.calibration import calibrated_weights, is_level, rebalanced_weights
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.ema import MovingAverage
@@ -94,6 +96,22 @@ def test_a_resumed_run_is_bit_identical(tmp_path, stage, at):
     for a, b in zip(everything(whole, state), everything(again, resumed), strict=True):
         assert torch.equal(a, b)
     assert resumed.updates == state.updates == {"fake_score": 20 + 60, "student": 30}
+
+
+def test_a_request_that_is_told_twice_is_one(monkeypatch):
+    """Within two seconds of the first; what comes later acts as it would without the block."""
+    acted, now = [], [100.0]
+    monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    before = signal.signal(signal.SIGTERM, lambda *_: acted.append(now[0]))
+    try:
+        with interrupt.StopRequest() as stop:
+            assert not stop.received
+            for now[0] in (100.0, 100.01, 101.9, 102.1):
+                signal.raise_signal(signal.SIGTERM)
+                assert stop.received
+        assert acted == [102.1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path):

@@ -1,14 +1,21 @@
-"""Several processes: the messages in which they average."""
+"""Several processes: the messages in which they average, and that they stop as one."""
 
+import os
+import signal
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 from accelerate.utils import broadcast
 from torch import nn
-from two_processes import together
+from toy_training import ToyStep, stages, train
+from two_processes import start, together
 
+from jdmctl.errors import RunInterrupted
 from jdmctl.training import processes
+from jdmctl.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -69,3 +76,43 @@ def average_both_ways(accelerator) -> None:
 
 def test_two_processes_average_in_pieces_as_in_one_message_bit_for_bit(tmp_path):
     together(tmp_path, average_both_ways)
+
+
+class SlowDisk(Checkpoints):
+    """A second for each checkpoint."""
+
+    def save(self, name, tensors, state):
+        time.sleep(1)
+        return super().save(name, tensors, state)
+
+
+def train_until_stopped(accelerator, folder: Path) -> int:
+    """Leaves what the newest checkpoint was when this process left the loop."""
+    step = ToyStep()
+    checkpoints = SlowDisk(folder / "checkpoints")
+    with pytest.raises(RunInterrupted) as stopped:
+        train(checkpoints, step, stages(step, 0, 10**9), accelerator=accelerator, save_every_steps=10**9)
+    latest = checkpoints.latest()
+    (folder / f"left-{accelerator.process_index}").write_text(f"{stopped.value}\n{latest and latest.name}")
+    return stopped.value.exit_code
+
+
+def test_nobody_leaves_before_all_is_saved(tmp_path):
+    """Both are told twice within milliseconds, by a scheduler and by the launcher. With a slow disk the second process
+    would leave first, and a launcher would then end the first."""
+    both = start(tmp_path, train_until_stopped, tmp_path)
+    while not (tmp_path / "checkpoints" / "step-000000").exists():
+        assert all(process.is_alive() for process in both)
+        time.sleep(0.02)
+    time.sleep(0.5)
+    for _ in range(2):
+        for process in both:
+            os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.05)
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [130, 130]
+    told = [(tmp_path / f"left-{rank}").read_text().splitlines() for rank in range(2)]
+    assert told[0] == told[1]
+    step = int(told[0][0].split()[4])
+    assert step > 0 and told[0][1] == f"step-{step:06d}"

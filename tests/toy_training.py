@@ -86,15 +86,15 @@ def stages(step: ToyStep, warmup_steps: int = 10, num_steps: int = 20, **changes
     return [warmup, main] if warmup_steps else [main]
 
 
-def train(folder, step: ToyStep, parts=None, batches=None, resume=False, watcher=None, **changes):
-    """`fit` with the toy's defaults; returns the state and the watcher."""
+def train(folder, step: ToyStep, parts=None, batches=None, resume=False, watcher=None, accelerator=None, **changes):
+    """`fit` with the toy's defaults; returns the state and the watcher. `folder` may be ready-made Checkpoints."""
     watcher = watcher or Watcher(step)
     state = fit(
         parts or stages(step),
         batches or ToyBatches(),
         settings(**changes),
-        accelerator=Accelerator(cpu=True),
-        checkpoints=Checkpoints(folder / "checkpoints"),
+        accelerator=accelerator or Accelerator(cpu=True),
+        checkpoints=folder if isinstance(folder, Checkpoints) else Checkpoints(folder / "checkpoints"),
         observer=watcher,
         resume=resume,
     )

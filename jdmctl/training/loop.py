@@ -135,6 +135,7 @@ class _Loop:
             self.save(stage)
         self.pace.restart()
         if is_stopped:
+            self.accelerator.wait_for_everyone()  # the first process that ends makes a launcher end the others
             run = self.checkpoints.folder.parent
             raise RunInterrupted(
                 f"stopped after {stage.name} step {state.step} of {stage.num_steps}; everything is saved in {run}",
