@@ -40,6 +40,7 @@ from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.training.teacher_samples import TeacherSamples
+from jdmctl.training.watch import Watch
 
 _CALIBRATION_BATCHES = 4
 
@@ -108,6 +109,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         rewards = {energy.name: energy.reward for energy in step.energies if isinstance(energy, RewardEnergy)}
         validation = build_approval(recipe, family, adherence, rewards, batches, val_samples, encode)
         extra["watch"] = validation.watch
+        stages = [_watched(stage, validation.watch) for stage in stages]
     elif controls:
         validation = _validation(recipe, family, controls, batches, val_samples)
     else:
@@ -121,6 +123,16 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         extra=extra,
         products=_products(recipe, family),
     )
+
+
+def _watched(stage: Stage, watch: Watch) -> Stage:
+    """A stage that is held against its own start: a warm-up changes pictures without any reward."""
+
+    def on_start() -> None:
+        watch.restart()
+        stage.on_start()
+
+    return replace(stage, on_start=on_start)
 
 
 def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accelerator) -> Balance:

@@ -215,6 +215,18 @@ def test_alarms_end_a_run_and_tell_why(in_tiny_world, many_photos, jdmctl, monke
     assert records("run", "validation")[-1]["step"] == 6
 
 
+def test_a_warm_up_raises_no_alarm_against_the_training_after_it(in_tiny_world, many_photos, jdmctl, monkeypatch):
+    """Every look at the warm-up is wrong; the training is held against its own start, so nothing is at its first."""
+    monkeypatch.setattr(Watch, "problems", lambda self: ["x grew odd"] if len(self.history) > 1 else [])
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET,
+             "--set", "training.dsm_warmup_steps=3", "--set", "controls=[{name: lowres, init: dsm}]")  # fmt: skip
+    out = jdmctl("align", *words, "--set", "training.num_steps=4", "-o", "run")
+    assert "stopped before its last step" in out
+    looks = [(look["stage"], look["step"], look["alarm"]) for look in records("run", "validation")]
+    warmup, training = ([look[1:] for look in looks if look[0] == stage] for stage in ("dsm-warmup", "training"))
+    assert warmup == [(0, 0), (1, 1), (2, 2), (3, 3)] and training == [(0, 0), (1, 1), (2, 2)]
+
+
 def test_where_every_look_was_alarmed_that_is_told(in_tiny_world, many_photos, jdmctl, monkeypatch):
     monkeypatch.setattr(Watch, "problems", lambda self: ["x grew odd"] if len(self.history) > 1 else [])
     words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET)

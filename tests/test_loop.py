@@ -114,6 +114,33 @@ def test_a_request_that_is_told_twice_is_one(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_alarms_of_a_warm_up_halt_nothing(tmp_path, is_cut):
+    """Two averaged stages, alarms from the warm-up's end on: the second stage's start is looked at with them, and
+    halts at its first look after that. So does a run that was saved, halted, at that start."""
+    step = ToyStep()
+    two = [replace(stages(step, 0, 20)[0], name="warmup", prefix="warmup"), *stages(step, 0, 30)]
+
+    class Alarmed(Watcher):
+        def validate(self):
+            return super().validate() | {"alarm": 2 if step.calls.count("student") >= 10 else 0}
+
+    watcher = Alarmed(step)
+    if is_cut:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, step, [two[0], replace(two[1], before_step=interrupted)], watcher=watcher)
+        (file,) = tmp_path.glob("checkpoints/step-000000/state.json")
+        file.write_text(file.read_text().replace('"halted": false', '"halted": true'))
+    state, _ = train(tmp_path, step, two, watcher=watcher, resume=is_cut)
+    looks = [(record["stage"], record["step"]) for record in watcher.records if record["event"] == "validation"]
+    assert looks == [("warmup", 0), ("warmup", 10), ("warmup", 20), ("training", 0), ("training", 10)]
+    assert state.halted and state.best["name"] == "step-000010"
+
+
+def interrupted(step):
+    raise KeyboardInterrupt
+
+
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     step = ToyStep()
     train(tmp_path, step)

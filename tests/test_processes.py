@@ -1,4 +1,4 @@
-"""Several processes: the messages in which they average, and that they stop as one."""
+"""Several processes: the messages in which they average, and that they stop and halt as one."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate.utils import broadcast
 from torch import nn
-from toy_training import ToyStep, stages, train
+from toy_training import ToyStep, Watcher, stages, train
 from two_processes import start, together
 
 from jdmctl.errors import RunInterrupted
@@ -116,3 +116,23 @@ def test_nobody_leaves_before_all_is_saved(tmp_path):
     assert told[0] == told[1]
     step = int(told[0][0].split()[4])
     assert step > 0 and told[0][1] == f"step-{step:06d}"
+
+
+class Alarmed(Watcher):
+    """Alarms that never end."""
+
+    def validate(self):
+        return super().validate() | {"alarm": 2}
+
+
+def halt(accelerator, folder: Path) -> None:
+    step = ToyStep()
+    two = stages(step, 0, 20) + stages(step, 0, 30)
+    state, _ = train(folder, step, two, watcher=Alarmed(step), accelerator=accelerator)
+    assert (state.stage, state.step, state.halted) == (1, 10, True)
+    assert step.calls.count("student") == 20 + 10
+
+
+def test_two_processes_halt_at_the_same_step_and_not_while_they_warm_up(tmp_path):
+    together(tmp_path, halt, tmp_path)
+    assert Checkpoints(tmp_path / "checkpoints").latest().name == "step-000010"

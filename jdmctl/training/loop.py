@@ -44,7 +44,7 @@ def fit(
     loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
     if resume and (path := checkpoints.latest()):
         state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)
-        state.halted = state.halted and settings.stop_on_alarm
+        state.halted = state.halted and settings.stop_on_alarm and state.step > 0
     else:
         broadcast_parameters([p for phase in phases for p in phase.parameters], accelerator)
     with loop.stop, training_attention(accelerator.device):
@@ -187,7 +187,7 @@ class _Loop:
 
         A stage's start is measured too, but what nothing has trained is never its best. Of all that are as good as the
         highest score, to within its standard error, the latest is: it was matched to the teacher for longest, which a
-        score of adherence does not see.
+        score of adherence does not see. Alarms end the last stage alone, and no stage at its start.
         """
         state, settings = self.state, self.settings
         if not stage.averaged or not self.accelerator.is_main_process:
@@ -200,7 +200,8 @@ class _Loop:
                 is_best = state.step > 0 and not values["score"] < peak - values.get("score_error", 0.0)
                 if is_best:
                     state.best = {"name": name, "peak": peak} | values
-                state.halted = settings.stop_on_alarm and values.get("alarm", 0) >= ALARMS_TO_STOP
+                is_alarmed = values.get("alarm", 0) >= ALARMS_TO_STOP
+                state.halted = settings.stop_on_alarm and is_alarmed and state.step > 0 and stage is self.stages[-1]
                 where = {"event": "validation", "stage": stage.name, "step": state.step, "is_best": is_best}
                 self.observer.log(where | values)
             if is_last or state.step % settings.preview_every_steps == 0:

@@ -16,18 +16,22 @@ _ADVICE = "lower rewards.NAME.ratio, set its threshold, show it crops, or add a 
 
 @dataclass
 class Watch:
-    """Every validation of a run with rewards so far, and what is wrong with the last one.
+    """Every validation of a stage with rewards so far, and what is wrong with the last one.
 
     A reward that goes on rising proves nothing. Alarms are raised by what was never trained on, all against the
-    student before training: a held-out reward that falls by 0.25 of its spread from its best while trained ones rise;
-    Frechet distance 1.5 times as large; pictures of one prompt 0.7 times as far apart; sharpness or saturation changed
-    1.5 times; stated attributes shown 0.1 less often.
+    student as the stage began: a held-out reward that falls by 0.25 of its spread from its best while trained ones
+    rise; Frechet distance 1.5 times as large; pictures of one prompt 0.7 times as far apart; sharpness or saturation
+    changed 1.5 times; stated attributes shown 0.1 less often.
     """
 
     trained: tuple[str, ...]
     heldout: tuple[str, ...]
     history: list[dict[str, float]] = field(default_factory=list)
     spreads: dict[str, float] = field(default_factory=dict)  # reward -> its standard deviation at the start
+
+    def restart(self) -> None:
+        """What comes next is looked at for the first time."""
+        self.history, self.spreads = [], {}
 
     def look(self, values: Mapping[str, float], spreads: Mapping[str, float]) -> dict[str, float]:
         """`values` with `alarm`, for how many looks in a row something has been wrong, and `score`, which says
