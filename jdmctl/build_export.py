@@ -112,10 +112,6 @@ def hub_name(recipe: Recipe) -> str:
     return "" if Path(source).exists() else "/".join(source.split("/")[:2])
 
 
-def default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def _source(recipe: Recipe) -> str:
     """Folder, file or hub name of what a run started from: its student, or the teacher of a new one."""
     model = recipe.model

@@ -55,6 +55,7 @@ def draw(
 
     Raises:
         ConditionMismatchError: a condition has no branch, or not the student's size.
+        JdmError: what is drawn is not finite.
     """
     asked = {name: value for name, value in (controls or {}).items() if value is not None}
     for name, condition in asked.items():
@@ -68,6 +69,11 @@ def draw(
             conditions = {name: condition[part].to(device) for name, condition in asked.items()}
             x0 = family.student.generate(noise[part].to(device), prompt, conditions)
             images.append(family.codec.decode(x0).clamp(0, 1).cpu())
+            if not (x0.isfinite().all() and images[-1].isfinite().all()):
+                raise JdmError(
+                    f"what the student draws for seed {seeds[int(part[0])]} is not finite",
+                    hint="its weights are damaged, or --scale, --student-time or --student-prediction are not its own",
+                )
     return torch.cat(images)
 
 

@@ -288,6 +288,7 @@ def test_nothing_to_resume(in_tiny_world, monkeypatch):
         (["--set", "controls.lowres.options={size: 3}"], "has no option 'size'"),
         (["--set", "training.batch_size=3", "--set", "training.gradient_accumulation_steps=2"], "not a multiple"),
         (["--device", "cuda:7"], "device cuda:7 is not there"),
+        (["--device", "banana", "--dry-run"], "device banana is not there (there is cpu"),
     ],
 )
 def test_bad_input_leaves_no_folder(in_tiny_world, monkeypatch, photos, words, message):

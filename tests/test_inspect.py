@@ -200,6 +200,11 @@ def test_the_command(tiny_folders, capsys):
     assert "prediction: v_prediction" in capsys.readouterr().out
 
 
+def test_the_embedded_world_is_known_by_its_name(capsys):
+    inspect("tiny", teacher="tiny", as_json=True)
+    assert json.loads(capsys.readouterr().out)["family"] == "stable_diffusion"
+
+
 def test_recognition_is_unambiguous():
     """No two students of a family ask for values that one folder can have at once."""
     known = [one for one in students().values() if one.recognised_by]

@@ -56,6 +56,12 @@ def test_one_seed_gives_what_a_diffusers_pipeline_gives(tiny_folders, family):
     assert (ours - torch.stack(theirs)).abs().max() < 1 / 255
 
 
+def test_what_is_not_finite_is_no_picture(family, condition):
+    """It would be saved black, and found to have no edge that was not asked for."""
+    with pytest.raises(JdmError, match="for seed 5 is not finite"):
+        draw(family, PROMPTS[:1], (5,), {"depth": condition[:1]}, {"depth": float("inf")})
+
+
 def test_a_picture_depends_on_its_own_seed_alone(family, condition):
     """Not on the others of the batch, nor on the size of batches."""
     whole = draw(family, PROMPTS, (0, 1, 2), {"depth": condition})
@@ -272,6 +278,8 @@ SOFTEDGE = "--student tiny --controlnet softedge="
         ("--student tiny --control canny", "--control canny: expected NAME=VALUE", "canny="),
         ("--student tiny --control softedge=missing.jpg", "missing.jpg is not there", "path"),
         ("--student tiny --scale softedge=much", "much is not a number", "0.8"),
+        ("--student tiny --scale softedge=nan", "nan is not a number", "0.8"),
+        ("--student tiny --device banana", "device banana is not there (there is cpu", "--device cpu"),
         ("--student tiny --control softedge=photo.png", "no such control branch", "--controlnet softedge=FOLDER"),
         ("--student tiny/depth --prompt x", "model_index.json", "save_pretrained"),
         ("--student lora --prompt x", "lora is no pipeline", "--student STUDENT --student-lora lora"),

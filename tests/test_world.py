@@ -1,6 +1,7 @@
 """A miniature world is built by the same command that builds the shipped one, from scenes and from a folder."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,12 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from PIL import Image
 from transformers import AutoModelForDepthEstimation, AutoModelForImageClassification
 
-from jdmctl.errors import BadInputError
+from jdmctl.errors import BadInputError, JdmError
 from jdmctl.tinyworld.make import build_world
 from jdmctl.tinyworld.source import captioned_folder, scenes
 from jdmctl.tinyworld.stages import student_lora
 from jdmctl.tinyworld.workshop import Workshop
-from jdmctl.tinyworld.world import NUM_PICTURES
+from jdmctl.tinyworld.world import NUM_PICTURES, rendered
 
 
 @pytest.mark.slow
@@ -88,3 +89,16 @@ def test_no_lora_is_distilled_where_too_few_pictures_would_judge_it(tmp_path):
     student_lora.build(shop)
     assert "the split val has 3 pictures and 4 are needed" in said[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["photos", "."])
+def test_a_build_replaces_nothing_but_a_world(tmp_path, monkeypatch, where):
+    """It would be gone at the end of the build, so that is said before its beginning."""
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Path("photos", "one.png").touch()
+    with pytest.raises(JdmError, match="already there, and is no world"):
+        build_world(rendered, Path(where), budget=0.0005)
+    with pytest.raises(BadInputError, match="no folder nowhere"):
+        build_world(rendered, Path("world"), folder=Path("nowhere"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "one.png"]

@@ -58,18 +58,19 @@ def export(
     Diffusers folders are always written. comfyui and a1111 add a single file of each ControlNet and LoRA, kohya one of
     the LoRA. At the end the export is drawn with in a process without jdmctl, and compared pixel by pixel.
     """
-    from jdmctl.build_export import build_export_family, build_origin, build_products, build_reference, default_device
+    from jdmctl.build_export import build_export_family, build_origin, build_products, build_reference
     from jdmctl.cli.studio import finished, recipe_of
     from jdmctl.export.check import differences
     from jdmctl.export.products import DTYPES, write_folder, write_single_file
     from jdmctl.training.atomic import whole_folder
+    from jdmctl.training.device import find_device
 
     _require_free(output, force)
     with Output(mode(as_json, quiet)) as out:
         recipe = recipe_of(run)
         for folder in filter(None, [recipe.student_folder, *recipe.branch_folders.values()]):
             finished(run, recipe, folder)
-        device = device or default_device()
+        device = find_device(device)
         family = build_export_family(recipe, run, device)
         products = build_products(recipe, run, family, license)
         files = _single_files(products, list(dict.fromkeys(formats)))

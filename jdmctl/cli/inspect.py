@@ -19,15 +19,16 @@ def inspect(
 
     Reads configurations and headers, no weights. A combination that cannot work is refused and the right one named.
     """
+    from jdmctl.build import resolve
     from jdmctl.families import FAMILIES
     from jdmctl.families.contract import call_of, require_pair
     from jdmctl.families.identify import identify
     from jdmctl.families.students import students
 
-    found = identify(model)
+    found = identify(resolve(model, "student"))
     contract = call_of(found)
     if teacher:
-        require_pair(found, identify(teacher))
+        require_pair(found, identify(resolve(teacher, "teacher")))
     known = students().get(found.student)
     adapter = "" if found.family in FAMILIES else ", for which jdmctl has no adapter yet"
     record = {

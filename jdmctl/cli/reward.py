@@ -61,16 +61,15 @@ def fit(
 
     Prompts, not pairs, are held out. The result is the reward `preference`.
     """
-    import torch
-
     from jdmctl.build import resolve
     from jdmctl.feedback.fit import fit_preferences
     from jdmctl.feedback.pairs import read_pairs
     from jdmctl.rewards.encoders import load_encoder
+    from jdmctl.training.device import find_device
 
     _require_new(output)
     read_pairs(preferences)  # what is wrong with the list is told before a network is loaded
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     with Output(mode(as_json, quiet)) as out:
         network = load_encoder(resolve(encoder, "encoder"), grid, layer)
         report = fit_preferences(
@@ -140,17 +139,16 @@ def _student(
     source: str, prompts: Path | None, num: int, student_time: float | None, device: str
 ) -> tuple[list[str], Callable[[str, int], Any]]:
     """Prompts, and what draws one of them with a seed."""
-    import torch
-
     from jdmctl import sampling
     from jdmctl.cli.studio import Studio, model_of
     from jdmctl.data.prompts import PromptList
+    from jdmctl.training.device import find_device
 
     listed = PromptList(prompts) if prompts else None
     is_run = (Path(source) / "recipe.yaml").is_file()
     if not listed and not is_run:
         raise BadInputError("a student needs prompts to draw", hint="add --prompts FILE, one prompt a line")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     if is_run:
         studio = Studio.of_runs([Path(source)], device)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -190,9 +191,9 @@ def _open(
             "--teacher, --family, --controlnet, --option and --student-... belong to --student",
             hint="a run folder has its own",
         )
-    import torch
+    from jdmctl.training.device import find_device
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device(device)
     if runs:
         return Studio.of_runs([Path(run) for run in runs], device)
     return Studio.of_student(model_of(student, teacher, **call), branches, options, student_lora, device)
@@ -225,9 +226,12 @@ def _options(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _number(text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise BadInputError(f"--scale: {text} is not a number", hint="for example --scale canny=0.8") from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInputError(f"--scale: {text} is not a number", hint="for example --scale canny=0.8")
+    return number
 
 
 def _check_pictures(paths: Sequence[str]) -> None:

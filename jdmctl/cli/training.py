@@ -117,12 +117,14 @@ def show(recipe: Recipe, device: str, out: Output) -> None:
 
     from jdmctl.build import absent, count_parameters, with_stand_ins
     from jdmctl.recipe_files import to_yaml
+    from jdmctl.training.device import find_device
 
+    device = find_device(device or "cpu")
     if missing := absent(recipe):
         with tempfile.TemporaryDirectory() as folder:
-            counts = count_parameters(with_stand_ins(recipe, Path(folder)), device or "cpu")
+            counts = count_parameters(with_stand_ins(recipe, Path(folder)), device)
     else:
-        counts = count_parameters(recipe, device or "cpu")
+        counts = count_parameters(recipe, device)
     of = " of the stand-ins" if missing else ""
     lines = [f"{role.replace('_', ' ')}: {number / 1e6:.2f} M parameters{of}" for role, number in counts.items()]
     record = {

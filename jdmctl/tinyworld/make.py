@@ -10,10 +10,12 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 
 from jdmctl.controls.base import load_control
+from jdmctl.errors import BadInputError, JdmError
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student, student_lora
 from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.tinyworld.world import SOURCE_FILE
+from jdmctl.training.atomic import writing
 
 REPORT_FILE = "report.json"
 
@@ -53,7 +55,13 @@ def build_world(
     ordinary diffusers and transformers folders in fp16, and its report. `folder`, if the pictures are not the rendered
     scenes, is where whoever uses the world finds them.
     """
+    if folder and not folder.is_dir():
+        raise BadInputError(f"no folder {folder}", hint="give one of captioned pictures: --pictures FOLDER")
+    output = output.absolute()
+    _require_free(output)
     scratch = output.with_name(output.name + "-unfinished")
+    with writing(scratch):
+        scratch.mkdir(parents=True, exist_ok=True)
     shop = Workshop(pictures, scratch / "folders", scratch / "states", budget, seed, say)
     if folder:
         shop.output.mkdir(parents=True, exist_ok=True)
@@ -69,9 +77,17 @@ def build_world(
         build(shop)
         numbers_file.write_text(json.dumps(shop.report, indent=1))
         done.touch()
-    pack(shop.output, output)
-    (output / REPORT_FILE).write_text(json.dumps(shop.report, indent=1) + "\n")
+    (shop.output / REPORT_FILE).write_text(json.dumps(shop.report, indent=1) + "\n")
+    with writing(output):
+        pack(shop.output, output)
     return shop.report
+
+
+def _require_free(output: Path) -> None:
+    """Raises JdmError if something is there that is no world: it would be replaced at the end."""
+    is_empty = output.is_dir() and not any(output.iterdir())
+    if output.exists() and not is_empty and not (output / REPORT_FILE).is_file():
+        raise JdmError(f"{output} is already there, and is no world", hint="choose another --output")
 
 
 def pack(source: Path, target: Path) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from jdmctl.errors import JdmError
 from jdmctl.training.atomic import whole_folder, write_text
 from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.device import find_device
 from jdmctl.training.loop import fit
 from jdmctl.training.observer import Measure, RunObserver
 from jdmctl.training.plan import BatchSource, Settings, Stage
@@ -42,8 +43,8 @@ class Run:
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
     """On a device, or by default on a GPU if there is one. Raises JdmError if that device is not there."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise JdmError(f"device {device} is not there", hint="leave out --device, or give --device cpu")
+    if device:
+        find_device(device)
     if device.startswith("cuda:"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     is_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
