@@ -17,7 +17,7 @@ def best_of(family: Any, liking: Liking, texts: Sequence[str], noises: Sequence[
     prompt = family.encode_prompt(texts)
     drawn = torch.stack([_draw(family, noise, prompt) for noise in noises])  # [n, B, 3, H, W]
     liked = torch.stack([liking(images, texts) for images in drawn])  # [n, B]
-    return drawn[liked.argmax(0), torch.arange(len(texts))]
+    return drawn[liked.argmax(0), torch.arange(len(texts), device=liked.device)]
 
 
 def refine_noise(
@@ -41,7 +41,7 @@ def refine_noise(
     prompt = family.encode_prompt(texts)
     noise = noise.clone().requires_grad_()
     optimizer = torch.optim.SGD([noise], lr=learning_rate, momentum=0.9, nesterov=True)
-    best, most = torch.empty(0), torch.full((len(noise),), -torch.inf, device=noise.device)
+    best, most = torch.empty(0), noise.new_full((len(noise),), -torch.inf)
     dimensions = noise[0].numel()
     for _ in range(num_steps):
         images = _draw(family, noise, prompt)

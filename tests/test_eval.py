@@ -99,7 +99,7 @@ def test_pictures_against_themselves_are_ideal_and_twice_the_same(evaluate, clip
     assert found["sharpness"]["value"] == pytest.approx(1)
     assert found["color shift"]["value"] == pytest.approx(0, abs=1e-6)
     assert "clip" in found["frechet"]["setup"] and "64 x 64 px" in found["frechet"]["setup"]
-    assert evaluate(*words)[1] == rows
+    assert evaluate(*words)[1] == evaluate(*words, "--device", "cpu")[1] == rows
 
 
 def test_data_of_another_layout_gives_the_same_numbers(evaluate, clip, boxes, tmp_path):
@@ -160,6 +160,7 @@ def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, ti
         (["{boxes}", "{boxes}", "--data", "{boxes}"], "only runs are scored together"),
         (["{boxes}", "--data", "{boxes}", "--features", "nowhere"], "no feature network"),
         (["{boxes}", "--data", "{boxes}", "--features", "{clip}"], "24 pictures to answer 12"),
+        (["{boxes}", "--data", "{boxes}", "--device", "cuda:99"], "device cuda:99 is not there"),
     ],
 )
 def test_what_cannot_be_scored_is_told(evaluate, clip, boxes, words, message):

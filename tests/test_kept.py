@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from jdmctl.comparison import kept
 from jdmctl.comparison.kept import KeptSampler
 from jdmctl.families.stable_diffusion import StableDiffusion
 
@@ -39,6 +40,21 @@ def test_a_batch_is_drawn_once_and_again_where_anything_differs(counted, tmp_pat
         assert len(calls) == number + 1
     family.teacher.branches["canny"].controlnet_down_blocks[0].bias.add_(1)
     assert not torch.equal(KeptSampler(family, tmp_path)(*asked), x0) and len(calls) == len(others) + 1
+
+
+@torch.no_grad()
+def test_what_another_device_drew_is_not_taken_for_ones_own(counted, tmp_path, monkeypatch):
+    """The CPU's is called as it was before there were others."""
+    family, calls = counted
+    asked = torch.randn(1, *family.latent_shape), family.encode_prompt(["a cube"]), 2, 1.0, {}
+    KeptSampler(family, tmp_path)(*asked)
+    for name in ("cuda one", "cuda other"):
+        monkeypatch.setattr(kept, "describe_device", lambda device, name=name: name)
+        for _ in range(2):
+            KeptSampler(family, tmp_path)(*asked)
+    monkeypatch.undo()
+    KeptSampler(family, tmp_path)(*asked)
+    assert len(calls) == 3
 
 
 @torch.no_grad()

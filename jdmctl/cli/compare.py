@@ -11,7 +11,6 @@ import typer
 from jdmctl.cli.evaluate import keep
 from jdmctl.cli.options import (
     DEFAULT_FEATURES,
-    DeviceOption,
     FeaturesOption,
     HeldOutOption,
     JsonOption,
@@ -62,7 +61,13 @@ def compare(
     num: NumOption = 500,
     results: ResultsOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells, then stop.")] = False,
-    device: DeviceOption = "",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, cuda, cuda:1 ..., to train and to draw on; by default trained on a GPU if there is one, and "
+            "drawn on the CPU."
+        ),
+    ] = "",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -72,6 +77,7 @@ def compare(
     recipes the geometric means of the ratios are told too.
     """
     from jdmctl.comparison.cells import Entry
+    from jdmctl.comparison.device import find_device
     from jdmctl.comparison.heldout import Asked
 
     with Output(mode(as_json, quiet)) as out:
@@ -93,7 +99,7 @@ def compare(
             _require_rewards(arenas)
         _show(arenas, out)
         if not dry_run:
-            asked = Asked(data, reference, features, split, num)
+            asked = Asked(data, reference, features, split, num, find_device(device))
             _run(arenas, budget_minutes, device, asked, more, results, out)
 
 

@@ -16,6 +16,7 @@ from jdmctl.cli.options import (
     QuietOption,
     ReferenceOption,
     ResultsOption,
+    ScoringDeviceOption,
     SplitOption,
 )
 from jdmctl.cli.output import Output, mode
@@ -43,6 +44,7 @@ def evaluate(
     label: Annotated[str, typer.Option(help="What to call the runs' method in the rows.")] = "",
     pictures: Annotated[Path | None, typer.Option(help="PNG of the first requests and answers, to be written.")] = None,
     results: ResultsOption = None,
+    device: ScoringDeviceOption = "cpu",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -52,18 +54,21 @@ def evaluate(
     control. The pictures of a folder, made by any program, are scored as they are; with --data, picture by picture.
     """
     from jdmctl.comparison.contest import Entrant, score_pictures, score_pipeline, score_runs
+    from jdmctl.comparison.device import find_device
     from jdmctl.comparison.heldout import Asked
 
     options = {
         "--data": data, "--reference": reference, "--features": features if data or reference else "",
         "--control": " --control ".join(control), "--split": "" if data or reference else split, "--num": num,
+        "--device": device if device != "cpu" else "",
     }  # fmt: skip
     given = [f"{key} {value}" for key, value in options.items() if value]
     command = " ".join(["jdmctl eval", *map(str, targets), *given])
     command += f' --label "{label}"' if label else ""
     command += (" --compose" if compose else "") + ("" if baselines else " --no-baselines")
-    asked, first = Asked(data, reference, features, split, num), targets[0]
+    first = targets[0]
     with Output(mode(as_json, quiet)) as out:
+        asked = Asked(data, reference, features, split, num, find_device(device))
         _check(targets, asked, control)
         if (first / "recipe.yaml").is_file():
             entrant = Entrant.of(targets, compose, label)

@@ -53,6 +53,9 @@ FeaturesOption = Annotated[
 ]
 SplitOption = Annotated[Literal["val", "test"], typer.Option(help="val to choose by, test to report.")]
 NumOption = Annotated[int, typer.Option(min=8, help="Pictures.")]
+ScoringDeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1 ..., to draw and to look on; by default the CPU.")
+]
 ResultsOption = Annotated[
     Path | None,
     typer.Option(help="File of rows, docs/results/NAME.json; README.md and docs/results.md show them."),

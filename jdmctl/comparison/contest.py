@@ -89,9 +89,9 @@ class Entrant:
         }
         return self.label or " ".join([self.recipe.method, *(words for words, is_so in unusual.items() if is_so)])
 
-    def families(self) -> Iterator[Any]:
-        for run, branches in zip(self.runs, self.branches, strict=False):
-            yield build_trained(self.recipe, run, branches)
+    def family(self, number: int, device: str) -> Any:
+        """Of one seed."""
+        return build_trained(self.recipe, self.runs[number], self.branches[number], device)
 
 
 def score_runs(
@@ -106,16 +106,11 @@ def score_runs(
         raise BadInputError(
             f"{entrant.runs[0]} is not a run on the embedded world", hint="give held-out pictures: --data FOLDER"
         )
-    controls = {name: control for recipe in entrant.recipes for name, control in build_controls(recipe, "cpu").items()}
-    base = build_base(entrant.recipe)
-    scenes = asked.open(base.resolution_px).scenes(controls).with_base(base)
-    scenes = replace(scenes, rewards=build_judging_rewards(entrant.recipe))
-    if asked.data is None:
-        scenes = replace(scenes, world=world_name(entrant.recipe.model.teacher))
+    scenes = _open(entrant, asked)
     drawings = []
-    for family, seed in zip(entrant.families(), entrant.seeds, strict=True):
+    for number, seed in enumerate(entrant.seeds):
         say(f"drawing {scenes.num} pictures of {entrant.method}, seed {seed}")
-        drawings.append(scenes.draw(family, seed))
+        drawings.append(scenes.draw(entrant.family(number, scenes.device), seed))  # one at a time is held
     marks = scenes.marks(drawings)
     rows = scenes.rows(entrant.method, 1, marks, entrant.seeds, command)
     if with_baselines:
@@ -131,17 +126,26 @@ def score_runs(
     return rows
 
 
-def build_base(recipe: Recipe) -> Any:
+def _open(entrant: Entrant, asked: Asked) -> Scenes:
+    device = asked.device
+    controls = {name: control for recipe in entrant.recipes for name, control in build_controls(recipe, device).items()}
+    base = build_base(entrant.recipe, device)
+    scenes = asked.open(base.resolution_px).scenes(controls).with_base(base)
+    scenes = scenes.with_rewards(build_judging_rewards(entrant.recipe))
+    return scenes if asked.data else replace(scenes, world=world_name(entrant.recipe.model.teacher))
+
+
+def build_base(recipe: Recipe, device: str = "cpu") -> Any:
     """The student as it was before a run; for one that was distilled anew, the embedded world's or its teacher."""
     model = recipe.model
     if not model.student and model.teacher == "tiny":  # its own student, which knows its own time
         model = Model(family=model.family, teacher="tiny", student="tiny")
-    return build_family(model, "cpu")
+    return build_family(model, device)
 
 
 def score_pipeline(folder: Path, asked: Asked, command: str, say: Say) -> list[Row]:
     """Rows of a one-step pipeline without control."""
-    family = family_class(family_of(folder)).load(folder, folder)
+    family = family_class(family_of(folder)).load(folder, folder, asked.device)
     scenes = asked.open(family.resolution_px).scenes({})
     say(f"drawing {scenes.num} pictures with {folder}")
     return scenes.rows(NO_CONTROL, 1, scenes.marks([scenes.draw(family, 0)]), [0], command)
@@ -164,7 +168,7 @@ def score_pictures(folder: Path, asked: Asked, controls: Sequence[str], command:
                 f"{folder} has {len(drawn)} pictures to answer {len(heldout.pictures)} of {asked.data}",
                 hint="give the folder that they were made after, and --reference for the distances",
             )
-    scenes = heldout.scenes({name: load_control(name) for name in controls})
+    scenes = heldout.scenes({name: load_control(name).to(asked.device) for name in controls})
     marks = scenes.marks([Drawing(drawn.image(slice(0, scenes.num)))])
     return scenes.rows(folder.name, 0, marks, [0], command)
 
@@ -210,7 +214,7 @@ def world_report() -> dict[str, float]:
 def _baselines(scenes: Scenes, entrant: Entrant, say: Say) -> Iterator[tuple[str, int, Drawing]]:
     """(method, backbone passes per picture, drawing): the best possible, no control, and ordinary ControlNets."""
     recipe, seed = entrant.recipe, entrant.seeds[0]
-    family = build_base(recipe)
+    family = build_base(recipe, scenes.device)
     yield TRUE, 0, Drawing(scenes.true_images())
     yield ROUND_TRIP, 0, scenes.round_trip(family)
     say("drawing the student without control")
@@ -220,7 +224,7 @@ def _baselines(scenes: Scenes, entrant: Entrant, say: Say) -> Iterator[tuple[str
     if not shipped or not model.student or model.teacher != "tiny" or not all(map(Path.exists, shipped.values())):
         return
     say("drawing the student with an ordinary ControlNet plugged in")
-    yield "ControlNet plugged in", 1, scenes.draw(build_trained(recipe, None, shipped), seed)
+    yield "ControlNet plugged in", 1, scenes.draw(build_trained(recipe, None, shipped, scenes.device), seed)
     scale = world_report()[f"controlnet_{next(iter(shipped))} guidance"]
     for name, folder in shipped.items():
         family.add_control_branch(name, folder, denoiser=family.teacher).eval().requires_grad_(False)

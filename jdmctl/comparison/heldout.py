@@ -34,15 +34,18 @@ class HeldOut:
     train: Pictures  # to look for copies in
     judge: Judge
     num: int
+    device: str = "cpu"  # of what draws and looks, where a comparison has a choice
 
     @classmethod
-    def of_world(cls, split: str, num: int) -> HeldOut:
-        """The first `num` pictures of a split of the world in use, with its judge."""
+    def of_world(cls, split: str, num: int, device: str = "cpu") -> HeldOut:
+        """The first `num` pictures of a split of the world in use, with its small judge, which stays on the CPU."""
         judge = WorldJudge.load(world_folder())
-        return cls(world_name(), samples(split), samples("reference"), samples("train"), judge, num)
+        return cls(world_name(), samples(split), samples("reference"), samples("train"), judge, num, device)
 
     @classmethod
-    def of_folders(cls, data: Path, reference: Path | None, features: str, resolution_px: int, num: int) -> HeldOut:
+    def of_folders(
+        cls, data: Path, reference: Path | None, features: str, resolution_px: int, num: int, device: str = "cpu"
+    ) -> HeldOut:
         """The pictures in `data`, and the reference; without one, every other picture of `data` becomes it.
 
         Raises:
@@ -58,11 +61,12 @@ class HeldOut:
                 f"{len(pictures)} pictures to draw after and {len(others)} to compare with are too few for a distance",
                 hint=f"give {_FEWEST} or more of each: --data FOLDER --reference FOLDER",
             )
-        return cls(data.name, pictures, others, others, FeatureJudge(load_features(features)), num)
+        judge = FeatureJudge(load_features(features, device))
+        return cls(data.name, pictures, others, others, judge, num, device)
 
     def scenes(self, controls: Mapping[str, Control]) -> Scenes:
         return Scenes.make(
-            self.name, self.pictures, self.num, dict(controls), self.judge, self.reference, self.train
+            self.name, self.pictures, self.num, dict(controls), self.judge, self.reference, self.train, self.device
         )  # fmt: skip
 
     def described_by(self, drawn: Pictures) -> HeldOut:
@@ -80,11 +84,14 @@ class Asked:
     features: str = ""
     split: str = "test"
     num: int = 500
+    device: str = "cpu"  # as `find_device` gives it
 
     def open(self, resolution_px: int) -> HeldOut:
         if self.data is None:
-            return HeldOut.of_world(self.split, self.num)
-        return HeldOut.of_folders(self.data, self.reference, self.features, resolution_px, self.num)
+            return HeldOut.of_world(self.split, self.num, self.device)
+        return HeldOut.of_folders(
+            self.data, self.reference, self.features, resolution_px, self.num, self.device
+        )  # fmt: skip
 
 
 def captioned(place: Path, resolution_px: int = 0) -> Pictures:

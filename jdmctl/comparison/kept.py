@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jdmctl import __version__
+from jdmctl.comparison.device import describe_device
 from jdmctl.evaluation.results import setup
 from jdmctl.training.atomic import writing
 from jdmctl.types import Controls, Prompt
@@ -24,17 +25,18 @@ class KeptSampler:
     """A family's `multistep`, each batch drawn once. Processes may share the folder.
 
     A batch's key is the sha256 of the teacher's weights, branches included, of its sampler's settings, of the noise,
-    prompt and conditions, and of the versions of this package, torch and diffusers. Who changes how a family samples
-    empties the folder.
+    prompt and conditions, of the versions of this package, torch and diffusers, and of the device if it is not the CPU.
+    Who changes how a family samples empties the folder.
     """
 
     def __init__(self, family: Any, folder: Path) -> None:
         self._family, self._folder = family, folder
+        device = describe_device(next(family.teacher.parameters()).device)
         self._teacher = _digest(
             {
                 "weights": dict(family.teacher.state_dict()),
                 "sampler": [type(family).__qualname__, family.teacher.prediction, dict(family.sampler_config)],
-                "versions": setup(__version__),
+                "versions": setup(__version__, device),
             }
         )
 

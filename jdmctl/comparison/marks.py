@@ -61,17 +61,21 @@ def _adherence(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
     return {
         f"{name} {metric}": _mean_of(values.double())
         for name, control in scenes.controls.items()
-        for metric, values in scores(control, images, scenes.conditions[name]).items()
+        for metric, values in scores(
+            control, images, scenes.conditions[name], scenes.at_once(64), scenes.device
+        ).items()
     }
 
 
 @torch.no_grad()
 def _liking(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
     """Mean rewards of pictures and their captions."""
+    size = scenes.at_once(50)
+    batches = [slice(first, first + size) for first in range(0, len(images), size)]
     texts = [scenes.pictures.text(i) for i in range(len(images))]
     found = {}
     for name, reward in scenes.rewards.items():
-        parts = [reward(images[first : first + 50], texts[first : first + 50]) for first in range(0, len(images), 50)]
+        parts = [reward(images[part].to(scenes.device), texts[part]).cpu() for part in batches]
         found[name] = _mean_of(torch.cat(parts).double())
     return found
 

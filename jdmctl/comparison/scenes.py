@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from jdmctl.comparison.device import at_once
 from jdmctl.comparison.kept import KeptSampler
 from jdmctl.comparison.marks import Marks, Statistic, gap_closed, marks_of, ratio, thumbnails
 from jdmctl.controls.base import Control
@@ -70,6 +71,7 @@ class Scenes:
     base: Tensor | None = None  # float64 features of the student's pictures without control
     uncontrolled: Tensor | None = None  # first requests, by the student without control
     rewards: Mapping[str, Reward] = field(default_factory=dict)  # name in rows -> what is asked of every picture
+    device: str = "cpu"  # where families, controls and rewards are; pictures and conditions stay on the CPU
 
     @classmethod
     def make(
@@ -81,15 +83,17 @@ class Scenes:
         judge: Judge,
         reference: Pictures,
         train: Pictures,
+        device: str = "cpu",
     ) -> Scenes:
         num = min(num, len(pictures))
+        parts = torch.arange(num).split(at_once(_BATCH, device, *pictures.images.shape[-2:]))
         conditions = {
-            name: torch.cat([control.condition(pictures.image(part)) for part in torch.arange(num).split(_BATCH)])
+            name: torch.cat([control.condition(pictures.image(part).to(device)).cpu() for part in parts])
             for name, control in controls.items()
         }
         features = judge.features(reference.image(slice(None)))
         small = torch.cat([thumbnails(train.image(part)) for part in torch.arange(len(train)).split(500)])
-        return cls(world, pictures, num, controls, conditions, judge, features, small)
+        return cls(world, pictures, num, controls, conditions, judge, features, small, device=device)
 
     def with_base(self, family: Any) -> Scenes:
         """Also measured against this student's own pictures without control, from noise of their own."""
@@ -97,11 +101,20 @@ class Scenes:
         images = self._draw(family, captions, {}, 0, "base")
         return replace(self, base=self.judge.features(images), uncontrolled=self._uncontrolled(family, 0))
 
+    def with_rewards(self, rewards: Mapping[str, Reward]) -> Scenes:
+        """Also asked of these."""
+        return replace(self, rewards={name: reward.to(self.device) for name, reward in rewards.items()})
+
+    def at_once(self, most: int) -> int:
+        """How many pictures fit into one batch."""
+        return at_once(most, self.device, *self.pictures.images.shape[-2:])
+
     @property
     def setup(self) -> str:
         """What numbers must have in common to be compared."""
         height, width = self.pictures.images.shape[-2:]
-        return setup(f"{self.judge.name}, {len(self.reference)} reference pictures, {width} x {height} px")
+        measure = f"{self.judge.name}, {len(self.reference)} reference pictures, {width} x {height} px"
+        return setup(measure, torch.device(self.device).type)
 
     @property
     def is_better_higher(self) -> bool:
@@ -117,8 +130,9 @@ class Scenes:
     @torch.no_grad()
     def round_trip(self, family: Any) -> Drawing:
         """The true pictures through the VAE: what no latent model can do better than."""
-        parts = self.true_images().split(_BATCH)
-        return Drawing(torch.cat([family.codec.decode(family.codec.encode(part)).clamp(0, 1) for part in parts]))
+        codec, parts = family.codec, self.true_images().split(self.at_once(_BATCH))
+        images = [codec.decode(codec.encode(part.to(self.device))).clamp(0, 1).cpu() for part in parts]
+        return Drawing(torch.cat(images))
 
     def draw(
         self, family: Any, seed: int, num_steps: int = 1, guidance_scale: float = 1.0, controlled: bool = True
@@ -148,15 +162,16 @@ class Scenes:
     ) -> Tensor:
         sampler = KeptSampler(family, cache_folder() / "drawings") if num_steps > 1 else None
         images = []
-        for part in torch.arange(len(captions)).split(_BATCH):
+        for part in torch.arange(len(captions)).split(self.at_once(_BATCH)):
             prompt = family.encode_prompt([captions[i] for i in part.tolist()])
-            noise = SampleDraws(seed, noise_name, part.tolist()).normal("student_noise", family.latent_shape)
-            controls = {name: maps[part] for name, maps in conditions.items()}
+            draws = SampleDraws(seed, noise_name, part.tolist(), self.device)
+            noise = draws.normal("student_noise", family.latent_shape)
+            controls = {name: maps[part].to(self.device) for name, maps in conditions.items()}
             if sampler:
                 latent = sampler(noise, prompt, num_steps, guidance_scale, controls)
             else:
                 latent = family.student.generate(noise, prompt, controls)
-            images.append(family.codec.decode(latent).clamp(0, 1))
+            images.append(family.codec.decode(latent).clamp(0, 1).cpu())
         return torch.cat(images)
 
     def marks(self, drawings: Sequence[Drawing]) -> Marks:

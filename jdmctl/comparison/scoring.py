@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jdmctl.build import build_controls, build_family, build_trained
 from jdmctl.build_quality import build_judging_rewards
@@ -13,6 +13,7 @@ from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Mark
 from jdmctl.comparison.searches import MorePasses, searches
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row
+from jdmctl.recipe import Recipe
 from jdmctl.tinyworld.world import is_of_world
 
 PLUGGED = "ControlNet plugged in"
@@ -51,9 +52,7 @@ def score(cells: Sequence[Cell], asked: Asked, more: MorePasses, command: str, s
             "compare needs a recipe on the embedded world, or held-out pictures",
             hint="give --data FOLDER with captioned pictures that no cell was trained on",
         )
-    base = build_family(recipe.model, "cpu")
-    scenes = asked.open(base.resolution_px).scenes(build_controls(recipe, "cpu")).with_base(base)
-    scenes = replace(scenes, rewards=build_judging_rewards(recipe))
+    scenes = _open(recipe, asked)
     drawn: list[Drawn] = []
     rows: list[Row] = []
     marks: dict[str, Marks] = {}
@@ -71,15 +70,18 @@ def score(cells: Sequence[Cell], asked: Asked, more: MorePasses, command: str, s
     return Scored(scenes, drawn, rows, compared)
 
 
+def _open(recipe: Recipe, asked: Asked) -> Scenes:
+    base = build_family(recipe.model, asked.device)
+    scenes = asked.open(base.resolution_px).scenes(build_controls(recipe, asked.device)).with_base(base)
+    return scenes.with_rewards(build_judging_rewards(recipe))
+
+
 def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[Drawn]:
-    """True pictures and their round trip (the ideal), no control, ordinary ControlNets, and each other method."""
-    recipe = cells[0].recipe
-    family = build_family(recipe.model, "cpu")
-    yield Drawn(TRUE, 0, (0,), (Drawing(scenes.true_images()),))
-    yield Drawn(ROUND_TRIP, 0, (0,), (scenes.round_trip(family),))
-    yield Drawn(NO_CONTROL, 1, (recipe.seed,), (scenes.draw(family, recipe.seed, controlled=False),))
-    for name, passes, drawing in searches(scenes, family, recipe, more):
-        yield Drawn(name, passes, (recipe.seed,), (drawing,))
+    """True pictures and their round trip (the ideal), no control, ordinary ControlNets, and each other method.
+
+    One family at a time: a GPU need not hold more.
+    """
+    yield from _untrained(scenes, cells[0].recipe, more)
     by_label: dict[str, list[Cell]] = {}
     for cell in cells:
         if cell.is_done:
@@ -87,10 +89,7 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[D
     for label, done in by_label.items():
         is_ordinary = done[0].recipe.method == "dsm"
         seeds = tuple(cell.recipe.seed for cell in done)
-        one_step = tuple(
-            scenes.draw(build_trained(cell.recipe, cell.folder, cell.branches()), seed)
-            for cell, seed in zip(done, seeds, strict=True)
-        )
+        one_step = tuple(_one_step(scenes, cell) for cell in done)
         minutes = sum(cell.history().seconds for cell in done) / 60 / len(done)
         suffix = label.removeprefix("dsm")
         yield Drawn(PLUGGED + suffix if is_ordinary else label, 1, seeds, one_step, minutes)
@@ -101,8 +100,22 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[D
             yield Drawn(f"ControlNet{suffix} {num_steps} steps", passes, seeds, images, minutes)
 
 
+def _untrained(scenes: Scenes, recipe: Recipe, more: MorePasses) -> Iterator[Drawn]:
+    family = build_family(recipe.model, scenes.device)
+    yield Drawn(TRUE, 0, (0,), (Drawing(scenes.true_images()),))
+    yield Drawn(ROUND_TRIP, 0, (0,), (scenes.round_trip(family),))
+    yield Drawn(NO_CONTROL, 1, (recipe.seed,), (scenes.draw(family, recipe.seed, controlled=False),))
+    for name, passes, drawing in searches(scenes, family, recipe, more):
+        yield Drawn(name, passes, (recipe.seed,), (drawing,))
+
+
+def _one_step(scenes: Scenes, cell: Cell) -> Drawing:
+    family = build_trained(cell.recipe, cell.folder, cell.branches(), scenes.device)
+    return scenes.draw(family, cell.recipe.seed)
+
+
 def _multistep(scenes: Scenes, cell: Cell, num_steps: int, scale: float) -> Drawing:
-    family = build_family(cell.recipe.model, "cpu")
+    family = build_family(cell.recipe.model, scenes.device)
     for name, folder in cell.branches().items():
         family.add_control_branch(name, folder, denoiser=family.teacher).eval().requires_grad_(False)
     return scenes.draw(family, cell.recipe.seed, num_steps, scale)

@@ -37,7 +37,8 @@ def searches(scenes: Scenes, family: Any, recipe: Recipe, more: MorePasses) -> I
     liking = scenes.rewards[f"reward {recipe.rewards[0].called}"]
 
     def noises(part: Tensor, name: str = "score") -> Tensor:
-        return SampleDraws(recipe.seed, name, part.tolist()).normal("student_noise", family.latent_shape)
+        draws = SampleDraws(recipe.seed, name, part.tolist(), scenes.device)
+        return draws.normal("student_noise", family.latent_shape)
 
     def chosen(num: int, part: Tensor, texts: list[str]) -> Tensor:
         names = ["score", *(f"try {n}" for n in range(1, num))]
@@ -53,5 +54,6 @@ def searches(scenes: Scenes, family: Any, recipe: Recipe, more: MorePasses) -> I
 
 
 def _drawn(scenes: Scenes, search: Callable[[Tensor, list[str]], Tensor]) -> Drawing:
-    parts = torch.arange(scenes.num).split(_BATCH)
-    return Drawing(torch.cat([search(part, [scenes.pictures.text(i) for i in part.tolist()]) for part in parts]))
+    parts = torch.arange(scenes.num).split(scenes.at_once(_BATCH))
+    found = [search(part, [scenes.pictures.text(i) for i in part.tolist()]).cpu() for part in parts]
+    return Drawing(torch.cat(found))

@@ -19,7 +19,8 @@ def sheet(scenes: Scenes, answers: Mapping[str, Tensor]) -> Image.Image:
     found = {}
     if len(answers) == 1:
         (images,) = answers.values()
-        found = {f"{name} found": control.condition(images[:_ROWS]) for name, control in scenes.controls.items()}
+        first = images[:_ROWS].to(scenes.device)
+        found = {f"{name} found": control.condition(first).cpu() for name, control in scenes.controls.items()}
     rows = []
     for i in range(min(_ROWS, scenes.num)):
         cells = [maps[i] for maps in scenes.conditions.values()]

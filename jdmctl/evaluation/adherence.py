@@ -19,11 +19,13 @@ class Scorer(Protocol):
 
 
 @torch.no_grad()
-def scores(control: Scorer, images: Tensor, conditions: Tensor, batch_size: int = 64) -> dict[str, Tensor]:
-    """Metric -> [N], of images and conditions [N, 3, H, W] in [0, 1]."""
+def scores(
+    control: Scorer, images: Tensor, conditions: Tensor, batch_size: int = 64, device: str = "cpu"
+) -> dict[str, Tensor]:
+    """Metric -> [N], of images and conditions [N, 3, H, W] in [0, 1]; all on the CPU but the control."""
     pairs = zip(images.split(batch_size), conditions.split(batch_size), strict=True)
-    parts = [control.scores(image, condition) for image, condition in pairs]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    parts = [control.scores(image.to(device), condition.to(device)) for image, condition in pairs]
+    return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
 
 def adherence(control: Scorer, images: Tensor, conditions: Tensor, **options) -> dict[str, Estimate]:

@@ -21,11 +21,12 @@ class InceptionFeatures:
 
     name = "inception"
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
 
-            self._network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval()
+            self._network = NoTrainInceptionV3("inception-v3-compat", ["2048"]).eval().to(device)
         except ModuleNotFoundError as reason:
             raise JdmError(f"Inception needs {reason.name}", hint="pip install jdmctl[metrics]") from reason
         except OSError as reason:
@@ -35,20 +36,24 @@ class InceptionFeatures:
 
     def features(self, images: Tensor) -> Tensor:
         """float64 [N, 2048] of images [N, 3, H, W] in [0, 1]."""
-        return features(lambda part: self._network((part * 255).round().byte()), images)
+        return features(self._embed, images)
 
     def prompt_scores(self, images: Tensor, texts: Sequence[str]) -> None:
         """None: it knows no words."""
+
+    def _embed(self, images: Tensor) -> Tensor:
+        pixels = (images * 255).round().byte()
+        return self._network(pixels.to(self._device)).cpu()
 
 
 class PretrainedFeatures:
     """A vision network of transformers, from a folder or the hub: CLIP (as CMMD uses), DINOv2, SigLIP ..."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, device: str = "cpu") -> None:
         try:
             config = AutoConfig.from_pretrained(source)
             self._processor: Any = AutoImageProcessor.from_pretrained(source)
-            self._network = AutoModel.from_pretrained(source, use_safetensors=True).float().eval()
+            self._network = AutoModel.from_pretrained(source, use_safetensors=True).float().eval().to(device)
             self._tokenizer = AutoTokenizer.from_pretrained(source) if hasattr(config, "text_config") else None
         except (OSError, ValueError) as reason:
             raise BadInputError(
@@ -67,20 +72,24 @@ class PretrainedFeatures:
         if self._tokenizer is None:
             return None
         tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        words = _pooled(self._network.get_text_features(**tokens)).double()
+        words = _pooled(self._network.get_text_features(**tokens.to(self._network.device))).cpu().double()
         return 100 * functional.cosine_similarity(self.features(images), words)
 
     def _embed(self, images: Tensor) -> Tensor:
         pixels = (images * 255).round().byte()
         inputs = self._processor(images=list(pixels), return_tensors="pt", input_data_format="channels_first")
+        inputs = inputs.to(self._network.device)
         if hasattr(self._network, "get_image_features"):
-            return _pooled(self._network.get_image_features(**inputs))
-        return _pooled(self._network(**inputs))
+            return _pooled(self._network.get_image_features(**inputs)).cpu()
+        return _pooled(self._network(**inputs)).cpu()
 
 
-def load_features(name: str) -> InceptionFeatures | PretrainedFeatures:
-    """`inception`, or a transformers model by folder or hub name. Raises JdmError if it cannot be loaded."""
-    return InceptionFeatures() if name == "inception" else PretrainedFeatures(name)
+def load_features(name: str, device: str = "cpu") -> InceptionFeatures | PretrainedFeatures:
+    """`inception`, or a transformers model by folder or hub name, on a device; images and features are on the CPU.
+
+    Raises JdmError if it cannot be loaded.
+    """
+    return InceptionFeatures(device) if name == "inception" else PretrainedFeatures(name, device)
 
 
 @dataclass(frozen=True)

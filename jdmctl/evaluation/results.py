@@ -30,7 +30,7 @@ class Row:
     seeds: list[int]
     n: int
     command: str
-    setup: str = ""  # features, counts, resolution and versions: numbers of different setups are not comparable
+    setup: str = ""  # features, counts, resolution, versions, device: numbers of different setups are not comparable
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
@@ -78,10 +78,11 @@ def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     return merged
 
 
-def setup(measure: str) -> str:
-    """What a number depends on beside its command: what measures it, and the versions of what draws and measures."""
+def setup(measure: str, device: str = "cpu") -> str:
+    """What a number depends on beside its command: what measures it, and the versions of what draws and measures; and
+    where that is done, unless on the CPU."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
-    return f"{measure}; {versions}"
+    return f"{measure}; {versions}" + ("" if device == "cpu" else f"; on {device}")
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
