@@ -339,3 +339,16 @@ def test_equal_weights_change_nothing():
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(50, 4, generator=generator) for _ in range(2))
     assert frechet_distance(a, b, torch.full((50,), 0.02, dtype=torch.float64)) == pytest.approx(frechet_distance(a, b))
+
+
+def test_a_place_for_results_is_looked_at_before_the_work(tmp_path):
+    """A recipe given by mistake, and a folder that cannot be made; nothing is written but the folder."""
+    (tmp_path / "recipe.yaml").write_text("name: x")
+    with pytest.raises(BadInputError, match="recipe.yaml is not valid json") as told:
+        results.require_place(tmp_path / "recipe.yaml")
+    assert told.value.hint.startswith("give another --results")
+    with pytest.raises(JdmError, match="could not save"):
+        results.require_place(tmp_path / "recipe.yaml" / "rows.json")
+    results.require_place(tmp_path / "new" / "rows.json")
+    results.require_place(None)
+    assert list((tmp_path / "new").iterdir()) == []

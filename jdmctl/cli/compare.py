@@ -77,8 +77,9 @@ def compare(
     recipes the geometric means of the ratios are told too.
     """
     from jdmctl.comparison.cells import Entry
-    from jdmctl.comparison.device import find_device
     from jdmctl.comparison.heldout import Asked
+    from jdmctl.evaluation.results import require_place
+    from jdmctl.training.device import find_device
 
     with Output(mode(as_json, quiet)) as out:
         common, of_method = _split(overrides)
@@ -99,7 +100,8 @@ def compare(
             _require_rewards(arenas)
         _show(arenas, out)
         if not dry_run:
-            asked = Asked(data, reference, features, split, num, find_device(device))
+            asked = Asked(data, reference, features, split, num, find_device(device or "cpu"))
+            require_place(results)
             _run(arenas, budget_minutes, device, asked, more, results, out)
 
 
@@ -186,7 +188,6 @@ def _run(
         seeds = {one.method: one.seeds for one in reports[0].scored.drawn}
         scored = [one.scored for one in reports]
         rows += mean_rows([one.scenes for one in scored], [one.compared for one in scored], seeds, command)
-    keep(rows, results)
     missing = [f"{arena.recipe} {name}" for arena in arenas for name in arena.missing]
     costs = {arena.recipe: one.costs for arena, one in zip(arenas, reports, strict=True)}
     record = {
@@ -196,6 +197,7 @@ def _run(
         "reports": [str(one.file) for one in reports],
     }
     out.result(record, "\n".join([table(rows), *(str(one.file) for one in reports)]))
+    keep(rows, results)
     if missing:
         out.note(f"missing: {', '.join(missing)}; the same command again goes on with them")
 

@@ -54,8 +54,9 @@ def evaluate(
     control. The pictures of a folder, made by any program, are scored as they are; with --data, picture by picture.
     """
     from jdmctl.comparison.contest import Entrant, score_pictures, score_pipeline, score_runs
-    from jdmctl.comparison.device import find_device
     from jdmctl.comparison.heldout import Asked
+    from jdmctl.evaluation.results import require_place
+    from jdmctl.training.device import find_device
 
     options = {
         "--data": data, "--reference": reference, "--features": features if data or reference else "",
@@ -68,8 +69,9 @@ def evaluate(
     command += (" --compose" if compose else "") + ("" if baselines else " --no-baselines")
     first = targets[0]
     with Output(mode(as_json, quiet)) as out:
-        asked = Asked(data, reference, features, split, num, find_device(device))
+        asked = Asked(data, reference, features, split, num, find_device(device or "cpu"))
         _check(targets, asked, control)
+        require_place(results)
         if (first / "recipe.yaml").is_file():
             entrant = Entrant.of(targets, compose, label)
             rows = score_runs(entrant, asked, baselines, command, out.note, pictures)
@@ -106,8 +108,8 @@ def publish(rows: list[Row], results: Path | None, out: Output) -> None:
 
     from jdmctl.evaluation.results import table
 
-    keep(rows, results)
     out.result({"rows": [asdict(row) for row in rows]}, table(rows))
+    keep(rows, results)
 
 
 def keep(rows: list[Row], results: Path | None) -> None:

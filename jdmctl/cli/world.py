@@ -85,11 +85,13 @@ def report(
     """Measure the world's teacher and its one-step students: stated attributes, Frechet distance, variety."""
     from jdmctl.comparison.contest import world_rows
     from jdmctl.comparison.heldout import Asked
+    from jdmctl.evaluation.results import require_place
     from jdmctl.tinyworld.world import own_students
 
     students = student or own_students()
     words = ["jdmctl", "world", "report", "--split", split, "--num", str(num), "--seeds", str(seeds)]
     words += [word for one in students for word in ("--student", one)]
     with Output(mode(as_json, quiet)) as out:
+        require_place(results)
         rows = world_rows(Asked(split=split, num=num), students, range(seeds), shlex.join(words), out.note)
         publish(rows, results, out)

@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from jdmctl.errors import JdmError
-
 _PIXELS = 2**19  # at once, of a picture's height and width, on any device but the CPU
-
-
-def find_device(name: str) -> str:
-    """That device; the CPU where none is named. Raises JdmError if it is not there."""
-    kind, colon, index = (name or "cpu").partition(":")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    number = int(index) if index.isdecimal() else -1 if colon else 0
-    if not 0 <= number < there.get(kind, 0):
-        raise JdmError(f"device {name} is not there", hint="leave out --device, or give --device cpu")
-    return kind if kind == "cpu" else name
 
 
 def describe_device(device: torch.device) -> str:

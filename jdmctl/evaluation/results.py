@@ -12,7 +12,7 @@ from typing import Any
 
 from jdmctl.errors import BadInputError, JdmError
 from jdmctl.evaluation.bootstrap import Estimate
-from jdmctl.training.atomic import write_text
+from jdmctl.training.atomic import write_text, writing
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,17 @@ def read(path: Path) -> list[Row]:
     if not isinstance(entries, list):
         raise BadInputError(f"{path} holds a {type(entries).__name__}, not a list of rows", _REMAKE)
     return [_row(entry, f"{path}, row {number}") for number, entry in enumerate(entries, start=1)]
+
+
+def require_place(path: Path | None) -> None:
+    """Before hours go into rows: raises JdmError if a file of results could not be read, or not be written."""
+    if path:
+        read(path)
+        probe = path.with_name(f".{path.name}.probe")
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
@@ -136,7 +147,7 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
     return filled
 
 
-_REMAKE = "delete the file and run the commands of its rows again"
+_REMAKE = "give another --results; or, if it is a file of results, delete it and run the commands of its rows again"
 _TYPES = {"str": str, "int": int, "float": (int, float), "list[int]": list}
 
 
