@@ -27,7 +27,7 @@ from jdmctl.build_memory import encode_alone, encoder_may_rest
 from jdmctl.build_quality import drawn_at_once
 from jdmctl.build_skeletons import is_like_teacher, prepared_roles, skeletons
 from jdmctl.controls.base import Control
-from jdmctl.errors import JdmError
+from jdmctl.errors import JdmError, MissingWeightsError
 from jdmctl.families.codec import CachedCodec, QuickCodec
 from jdmctl.families.names import family_class
 from jdmctl.families.skeleton import without_weights
@@ -128,13 +128,14 @@ def _played(recipe: Recipe) -> MemoryPlan:
         )
         pieces = recipe.training.gradient_accumulation_steps
         is_eight_bit = recipe.memory.optimizer == "adamw_8bit"
-        batch = _batch(family, controls, recipe.training.batch_size // pieces)
+        names = [control.name for control in recipe.controls]
+        batch = _batch(family, names, recipe.training.batch_size // pieces)
         working = {
             phase.name: play(phase, batch, pieces=min(pieces, 2), autocast=_autocast(recipe)) for phase in phases
         }
         if recipe.memory.cache_latents:
             working["new latents"] = play_apart(functools.partial(_encode_one, encode, batch), batch)
-        shown = _batch(family, controls, drawn_at_once(family.resolution_px))
+        shown = _batch(family, names, drawn_at_once(family.resolution_px))
         working["validation"] = play_apart(functools.partial(_draw, family, shown), shown)
     return MemoryPlan(
         {name: size for name, size in weights.items() if size},
@@ -184,13 +185,16 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
 
 
 def present_controls(recipe: Recipe, device: torch.device | str = "cpu") -> tuple[dict[str, Control], tuple[str, ...]]:
-    """Those whose networks, if they need any, are there; and what is said of the others."""
+    """Those whose networks, if they need any, are there; and what is said of the others.
+
+    Raises JdmError for one that does not take its options.
+    """
     found: dict[str, Control] = {}
     notes = []
     for control in recipe.controls:
         try:
             found |= build_controls(recipe.model_copy(update={"controls": (control,)}), device)
-        except JdmError as problem:
+        except MissingWeightsError as problem:
             notes.append(f"the control {control.name} is not counted: {problem}")
     return found, tuple(notes)
 
@@ -244,12 +248,12 @@ def _encode_one(encode: Callable[[torch.Tensor], torch.Tensor], batch: Batch) ->
     return encode(batch.images[[0]])  # a copy, as the cache makes one
 
 
-def _batch(family: Any, controls: Mapping[str, Control], size: int) -> Batch:
+def _batch(family: Any, names: Sequence[str], size: int) -> Batch:
     pixels = family.resolution_px
     texts = ("a",) * size
     return Batch(
         prompt=family.encode_prompt(texts),
-        conditions={name: torch.rand(size, 3, pixels, pixels) for name in controls},
+        conditions={name: torch.rand(size, 3, pixels, pixels) for name in names},
         draws=Draws(size),
         texts=texts,
         images=torch.rand(size, 3, pixels, pixels),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
@@ -17,11 +17,11 @@ from pydantic import (
     model_validator,
 )
 
-from jdmctl.controls.base import control_names
+from jdmctl.controls.base import check_control_options, control_names
 from jdmctl.data.formats import FORMATS, WITH_CONDITIONS
 from jdmctl.errors import JdmError
 from jdmctl.families.names import family_names
-from jdmctl.rewards.base import reward_names
+from jdmctl.rewards.base import check_reward_options, reward_names
 
 SCORE_DIVERGENCES = ("sim", "sid")
 DEFAULT_DIVERGENCE = "reverse-kl"
@@ -44,6 +44,15 @@ def _one_of(what: str, names: Callable[[], list[str]]) -> AfterValidator:
         return name
 
     return AfterValidator(check)
+
+
+def _check_options(check: Callable[[str, Mapping[str, Any]], None], name: str, options: Mapping[str, Any]) -> None:
+    """Only where there are some, since it loads torch. Raises ValueError."""
+    if options:
+        try:
+            check(name, options)
+        except JdmError as problem:
+            raise ValueError(f"{problem}; {problem.hint}") from problem
 
 
 class Model(Section):
@@ -74,6 +83,11 @@ class HeldOutReward(Section):
     name: Annotated[str, _one_of("reward", reward_names)]
     label: str = Field("", description="what to call it, where two have one name")
     options: dict[str, Any] = Field(default_factory=dict, description="of the reward itself")
+
+    @model_validator(mode="after")
+    def _takes_its_options(self) -> Self:
+        _check_options(check_reward_options, self.name, self.options)
+        return self
 
     @property
     def called(self) -> str:
@@ -108,6 +122,7 @@ class Control(Section):
 
     @model_validator(mode="after")
     def _starts_as_its_kind(self) -> Self:
+        _check_options(check_control_options, self.name, self.options)
         if self.branch != "controlnet" and self.init not in ("student", "dsm"):
             raise ValueError(f"branch: {self.branch} starts new: leave out init: {self.init}")
         return self

@@ -7,12 +7,23 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from inspect import Parameter
 from typing import Any
 
 from jdmctl.errors import JdmError
+
+# Of options whose class says plainly what they are: what a user would call it, and the values that will do.
+_KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "str": ("text", (str, os.PathLike)),
+    "bool": ("true or false", (bool,)),
+    "None": ("null", (type(None),)),
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +44,26 @@ class Registry:
         Raises:
             JdmError: nothing has that name, it cannot be imported, or it does not take the options.
         """
-        found = self._class(name)
-        self._check_options(name, found, options)
-        return found(**options)
+        self.check(name, options)
+        try:
+            return self._class(name)(**options)
+        except (TypeError, ValueError) as problem:
+            if not options:
+                raise
+            given = ", ".join(f"{key}: {value!r}" for key, value in options.items())
+            raise JdmError(
+                f"the {self.what} '{name}' cannot be made with {given}: {problem}", hint="give another value"
+            ) from problem
+
+    def check(self, name: str, options: Mapping[str, Any], is_whole: bool = True) -> None:
+        """Whether the class of that name takes these options; nothing is made.
+
+        Without `is_whole` others may still come. Raises JdmError as `make` does, as far as can be told without making.
+        """
+        known = inspect.signature(self._class(name)).parameters
+        self._check_options(name, known, options)
+        if is_whole:
+            self._require_all(name, known, options)
 
     def get(self, name: str) -> Any:
         """The class of that name. Raises JdmError if nothing has it, or it cannot be imported."""
@@ -76,14 +104,21 @@ class Registry:
                 hint=f"reinstall {_package(point)}, or tell its authors",
             ) from problem
 
-    def _check_options(self, name: str, found: Any, options: Mapping[str, Any]) -> None:
-        known = inspect.signature(found).parameters
-        for option in options:
+    def _check_options(self, name: str, known: Mapping[str, Parameter], options: Mapping[str, Any]) -> None:
+        for option, value in options.items():
             if option not in known:
                 raise JdmError(
                     f"the {self.what} '{name}' has no option '{option}'",
                     hint=_suggestion(option, list(known)) if known else "it takes no options",
                 )
+            if wanted := _wanted(known[option], value):
+                default = known[option].default
+                raise JdmError(
+                    f"the option {option} of the {self.what} '{name}' must be {wanted}, got {value!r}",
+                    hint=f"give {wanted}" + ("" if default in (Parameter.empty, None) else f", such as {default}"),
+                )
+
+    def _require_all(self, name: str, known: Mapping[str, Parameter], options: Mapping[str, Any]) -> None:
         required = [key for key, value in known.items() if value.default is value.empty]
         missing = [option for option in required if option not in options]
         if missing:
@@ -92,6 +127,17 @@ class Registry:
                 hint=f"give options: {{{missing[0]}: ...}} beside the {self.what}'s name in the recipe, or "
                 f"--set {self.what}s.{name}.options.{missing[0]}=...",
             )
+
+
+def _wanted(parameter: Parameter, value: Any) -> str:
+    """What the parameter takes where the value is none of it; "" if it will do, or nobody can tell."""
+    kind = parameter.annotation.__name__ if isinstance(parameter.annotation, type) else str(parameter.annotation)
+    kinds = [one.strip() for one in kind.split("|")]
+    if any(one not in _KINDS for one in kinds):
+        return ""
+    if any(isinstance(value, _KINDS[one][1]) and (one == "bool" or not isinstance(value, bool)) for one in kinds):
+        return ""
+    return " or ".join(_KINDS[one][0] for one in kinds)
 
 
 def _package(point: EntryPoint) -> str:

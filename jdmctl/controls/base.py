@@ -5,6 +5,7 @@ Another package adds a control by an entry point in the group `jdmctl.controls` 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from jdmctl.controls import CONTROLS
@@ -45,6 +46,11 @@ class Control(Protocol):
 def control_names() -> list[str]:
     """The names of all controls, built in and installed; none is imported."""
     return _REGISTRY.names()
+
+
+def check_control_options(name: str, options: Mapping[str, Any], is_whole: bool = False) -> None:
+    """Raises JdmError for options that the control does not take, or, of a whole set, that are missing."""
+    _REGISTRY.check(name, options, is_whole)
 
 
 def load_control(name: str, **options: Any) -> Control:

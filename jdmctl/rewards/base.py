@@ -6,7 +6,7 @@ Another package adds a reward by an entry point in the group `jdmctl.rewards` th
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from jdmctl.registry import Registry
@@ -39,6 +39,11 @@ class Reward(Protocol):
 def reward_names() -> list[str]:
     """The names of all rewards, built in and installed; none is imported."""
     return _REGISTRY.names()
+
+
+def check_reward_options(name: str, options: Mapping[str, Any], is_whole: bool = False) -> None:
+    """Raises JdmError for options that the reward does not take, or, of a whole set, that are missing."""
+    _REGISTRY.check(name, options, is_whole)
 
 
 def load_reward(name: str, **options: Any) -> Reward:
