@@ -37,6 +37,7 @@ from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
 from jdmctl.types import Energy, EnergyWeights
+from jdmctl.weights import require_possible
 
 
 def resolve(path: str, role: str) -> str:
@@ -146,12 +147,18 @@ def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, in
 
 
 def absent(recipe: Recipe) -> list[str]:
-    """Which of a recipe's models are not on this machine as folders or files, and have stand-ins."""
+    """Which of a recipe's models are not on this machine as folders or files, and have stand-ins.
+
+    Raises MissingWeightsError for one that is not there and cannot be on the hub either.
+    """
     model = recipe.model
     if model.family not in STAND_INS:
         return []
     roles = {"teacher": model.teacher, "student": model.student}
-    return [path for role, path in roles.items() if path and not Path(resolve(path, role)).exists()]
+    missing = [path for role, path in roles.items() if path and not Path(resolve(path, role)).exists()]
+    for path in missing:
+        require_possible(path)
+    return missing
 
 
 def with_stand_ins(recipe: Recipe, folder: Path) -> Recipe:

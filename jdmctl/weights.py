@@ -34,6 +34,16 @@ def require_safetensors(path: str | Path) -> list[Path]:
     return files
 
 
+def require_possible(source: str) -> None:
+    """Raises MissingWeightsError if nothing is at `source`, and nothing on the hub can have that name."""
+    folders = source.count("/")
+    is_path = folders < 2 if source.endswith(".safetensors") else folders > 1
+    if (is_path or source.startswith((".", "~", "/"))) and not Path(source).exists():
+        raise MissingWeightsError(
+            f"no folder or file {source}", hint=f"check the path; from here it is {Path(source).absolute()}"
+        )
+
+
 def tensor_names(file: Path) -> list[str]:
     """The names of a safetensors file's tensors; only its header is read."""
     from safetensors import safe_open

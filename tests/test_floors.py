@@ -31,6 +31,7 @@ FLOORS = {
     "build_skeletons": 4,
     "first_check": 4,
     "build_export": 4,
+    "build_check": 4,
     "build_data": 4,
     "build_quality": 4,
     "build_run": 4,

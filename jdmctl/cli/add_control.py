@@ -83,7 +83,7 @@ def add_control(
     with Output(mode(as_json, quiet)) as out:
         planned, folder = plan(recipe, given, overrides, output, resume, init)
         if dry_run:
-            show(planned, device, out)
+            show(recipe, planned, device, out)
         else:
             train_and_tell(planned, folder, device, resume, out)
 

@@ -86,7 +86,7 @@ def align(
     with Output(mode(as_json, quiet)) as out:
         planned, folder = plan(recipe, given, overrides, output, resume, command="align")
         if dry_run:
-            show(planned, device, out)
+            show(recipe, planned, device, out)
         else:
             train_and_tell(planned, folder, device, resume, out)
 

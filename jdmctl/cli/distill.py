@@ -75,7 +75,7 @@ def distill(
     with Output(mode(as_json, quiet)) as out:
         planned, folder = plan(recipe, given, overrides, output, resume, command="distill")
         if dry_run:
-            show(planned, device, out)
+            show(recipe, planned, device, out)
         else:
             train_and_tell(planned, folder, device, resume, out)
 

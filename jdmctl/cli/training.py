@@ -111,15 +111,22 @@ def training_changes(
     }
 
 
-def show(recipe: Recipe, device: str, out: Output) -> None:
-    """The recipe and what it would hold; where its models are not here, all is built on stand-ins instead."""
+def show(name: str, recipe: Recipe, device: str, out: Output) -> None:
+    """The recipe and what it would hold; where its models are not here, all is built on stand-ins instead.
+
+    `name` is that of the recipe which was changed into it, if there was one. Raises JdmError for what the run would
+    refuse of its options, models and data, as far as can be seen without loading the real ones.
+    """
     import tempfile
 
     from jdmctl.build import absent, count_parameters, with_stand_ins
+    from jdmctl.build_check import check_options
     from jdmctl.recipe_files import to_yaml
     from jdmctl.training.device import find_device
 
     device = find_device(device or "cpu")
+    check_options(recipe)
+    _look_at_data(name, recipe, out)
     if missing := absent(recipe):
         with tempfile.TemporaryDirectory() as folder:
             counts = count_parameters(with_stand_ins(recipe, Path(folder)), device)
@@ -136,6 +143,18 @@ def show(recipe: Recipe, device: str, out: Output) -> None:
             f"{' and '.join(missing)}: not on this machine, so tiny random stand-ins of the same format were built; "
             "nothing was downloaded. The real sizes: jdmctl plan RECIPE"
         )
+
+
+def _look_at_data(name: str, recipe: Recipe, out: Output) -> None:
+    """Data that a packaged recipe only stands in for, prompts.txt, need not be there yet."""
+    from jdmctl.build_check import check_data
+    from jdmctl.recipe_files import load_recipe, packaged_recipes
+
+    path = recipe.data.path
+    if name in packaged_recipes() and load_recipe(name).data.path == path and not Path(path).exists():
+        out.note(f"its data, {path}, is not here: name yours with --data")
+    else:
+        check_data(recipe)
 
 
 def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out: Output) -> None:

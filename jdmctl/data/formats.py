@@ -27,8 +27,9 @@ FORMATS = {  # name -> reader of a path
     "webdataset": "shards:read_shards",
 }
 WITH_CONDITIONS = ("controlnet", "videox", "parquet", "saved", "hub", "webdataset")  # beside their pictures
-_PLAIN = ("imagefolder", "controlnet", "videox", "kohya")  # readers that take a path and nothing else
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PLAIN = ("imagefolder", "controlnet", "videox", "kohya")  # readers that take a path and nothing else
+_ELSEWHERE = ("hub", "webdataset")  # which may be anywhere
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w-][\w.-]*")
 _KNOWN = "imagefolder with metadata.jsonl, prompt.json, VideoX json, captions beside pictures, parquet, tar shards"
 
 
@@ -37,19 +38,25 @@ def open_rows(path: str, options: ReadOptions, format: str = "") -> Rows:
 
     Raises BadInputError where there is nothing, nothing known, or rows are wrong.
     """
-    name = format or find_format(path)
+    name = require_there(path, format)
     module, _, reader = FORMATS[name].partition(":")
     read = getattr(import_module(f"jdmctl.data.{module}"), reader)
-    if name in _PLAIN:
-        if not Path(path).exists():
-            raise BadInputError(f"no folder {path}, and no file either", hint="check the path")
+    if name in PLAIN:
         return read(Path(path))
+    return read(path if name in _ELSEWHERE else Path(path), options)
+
+
+def require_there(path: str, format: str = "") -> str:
+    """The format of a data set, whose rows are not read. Raises BadInputError where nothing is, or nothing known."""
+    name = format or find_format(path)
     if name == "hub" and find_spec("datasets") is None:  # a path that is misspelt looks like a name there
         raise BadInputError(
             f"no folder {path}, and no file either; from the hub it needs the library datasets",
             hint="check the path, or pip install 'jdmctl[data]'",
         )
-    return read(path if name in ("hub", "webdataset") else Path(path), options)
+    if name not in _ELSEWHERE and not Path(path).exists():
+        raise BadInputError(f"no folder {path}, and no file either", hint="check the path")
+    return name
 
 
 def require_format(name: str) -> None:

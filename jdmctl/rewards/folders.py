@@ -8,7 +8,7 @@ from typing import Any
 
 from jdmctl._compat import ensure_torchvision
 from jdmctl.errors import BadInputError, MissingWeightsError
-from jdmctl.weights import PICKLE_SUFFIXES, require_safetensors
+from jdmctl.weights import PICKLE_SUFFIXES, require_possible, require_safetensors
 
 CONVERT = "make a folder of it once, if you trust it: jdmctl reward convert FILE FOLDER"
 
@@ -66,11 +66,8 @@ def require_weights(source: str) -> None:
             repository can have that name.
     """
     path = Path(source)
+    require_possible(source)
     if not path.exists():
-        if source.startswith((".", "~")) or path.is_absolute():
-            raise MissingWeightsError(
-                f"no folder or file {source}", hint=f"check the path; from here it is {path.absolute()}"
-            )
         return
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     pickles = [file for file in files if file.suffix in PICKLE_SUFFIXES]
