@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import save_file
 from transformers import T5Tokenizer
 
 from jdmctl.errors import BadInputError, ConditionMismatchError, MissingWeightsError
@@ -170,6 +171,14 @@ def test_a_saved_student_lora_comes_back(family, folder, tmp_path):
     expected = family.student.generate(x_t, prompt)
     assert (expected - before).abs().max() > 1e-2
     torch.testing.assert_close(other.student.generate(x_t, prompt), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_student_lora_that_is_not_there_is_a_mistake(family, tmp_path):
+    with pytest.raises(MissingWeightsError, match="no weights at .*pytorch_lora_weights.safetensors"):
+        family.load_student_lora(tmp_path / "nope")
+    save_file({"unet.a": torch.zeros(2)}, tmp_path / "pytorch_lora_weights.safetensors")
+    with pytest.raises(BadInputError, match="is a LoRA that does not fit the student"):
+        family.load_student_lora(tmp_path)
 
 
 def test_features_are_what_the_whole_network_computes_on_its_way(family):

@@ -29,6 +29,7 @@ from jdmctl.families.prompts import repeat
 from jdmctl.families.sharing import twin
 from jdmctl.families.student_forms import load_student
 from jdmctl.types import Controls, Prompt
+from jdmctl.weights import require_safetensors
 
 
 class Family(FamilyHooks):
@@ -214,8 +215,20 @@ class Family(FamilyHooks):
         self.pipeline_class.save_lora_weights(folder, **layers, safe_serialization=True)
 
     def load_student_lora(self, folder: str | Path) -> None:
-        """Put on the student what `save_student_lora` wrote."""
-        self.put_lora(self.student.backbone, load_file(Path(folder, "pytorch_lora_weights.safetensors")))
+        """Put on the student what `save_student_lora` wrote.
+
+        Raises:
+            MissingWeightsError: there is no such file, or it is cut short.
+            BadInputError: it holds no LoRA that fits the student.
+        """
+        (file,) = require_safetensors(Path(folder, "pytorch_lora_weights.safetensors"))
+        try:
+            self.put_lora(self.student.backbone, load_file(file))
+        except (ValueError, KeyError, RuntimeError, IndexError) as reason:
+            raise BadInputError(
+                f"{file} is a LoRA that does not fit the student: {str(reason).strip().partition(chr(10))[0]}",
+                hint="give the student that it was made for",
+            ) from reason
 
     @torch.no_grad()
     def multistep(
