@@ -14,7 +14,6 @@ from jdmctl.recipe_sections import (
     DEFAULT_DIVERGENCE,
     SCORE_DIVERGENCES,
     Control,
-    Count,
     Critic,
     Data,
     FakeScore,
@@ -38,7 +37,7 @@ class Recipe(Section):
     """One run of `jdmctl add-control`, `jdmctl align` or `jdmctl distill`, completely."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    seed: Count = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     method: Literal[METHODS] = Field(  # type: ignore[valid-type]
         "jdm",
         description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher; distribution matching "
@@ -112,7 +111,11 @@ class Recipe(Section):
             raise ValueError("training.lr_warmup_steps must be less than num_steps")
         wants_dsm = any(control.init == "dsm" for control in self.controls)
         if wants_dsm != (self.training.dsm_warmup_steps > 0):
-            raise ValueError("init: dsm and training.dsm_warmup_steps > 0 go together")
+            inits = ", ".join(f"init of {control.name} is {control.init}" for control in self.controls) or "no control"
+            raise ValueError(
+                f"init: dsm and training.dsm_warmup_steps > 0 go together: {inits}, and the steps are "
+                f"{self.training.dsm_warmup_steps}: --set training.dsm_warmup_steps={200 if wants_dsm else 0}"
+            )
         if (wants_dsm or self.method == "dsm") and self.data.source == "conditions" and not self.data.has_pictures:
             raise ValueError(
                 "denoising score matching needs pictures, and data.source conditions has none; if they lie beside the "

@@ -48,7 +48,7 @@ def find_recipe(name: str) -> Path:
         return path / "recipe.yaml"
     if path.is_file():
         return path
-    close = difflib.get_close_matches(name, packaged, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name, packaged, n=1)
     raise RecipeError(
         f"no recipe named {name}, and no such file or run folder" + _did_you_mean(close),
         hint="jdmctl recipes ls   shows those that come with jdmctl",
@@ -85,8 +85,10 @@ def read_values(name: str) -> dict[str, Any]:
     return values
 
 
-def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe") -> Recipe:
-    """Check plain values as a recipe. Raises RecipeError."""
+def parse_recipe(
+    values: dict[str, Any], overrides: Sequence[str] = (), source: str = "recipe", to_add: str = ""
+) -> Recipe:
+    """Check plain values as a recipe. Raises RecipeError; `to_add` is its hint where something is lacking."""
     for override in overrides:
         path, equals, text = override.partition("=")
         if not (path and equals):
@@ -96,10 +98,11 @@ def parse_recipe(values: dict[str, Any], overrides: Sequence[str] = (), source: 
         return Recipe.model_validate(values)
     except ValidationError as error:
         problems = _problems(error.errors())
+        lacks = any(one["type"] == "missing" for one in error.errors())
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise RecipeError(
             "\n  ".join([f"{source} has {count}:", *problems]),
-            hint="jdmctl recipes show tiny/canny --resolved   shows a whole recipe",
+            hint=lacks and to_add or f"jdmctl recipes show {_example(values)} --resolved   shows a whole recipe",
         ) from error
 
 
@@ -110,13 +113,22 @@ def set_value(values: dict[str, Any], path: str, value: Any) -> None:
     """
     *parents, last = path.split(".")
     here: Any = values
-    for key in parents:
+    for number, key in enumerate(parents, start=1):
         if isinstance(here, list):
             here = next((item for i, item in enumerate(here) if key in (str(i), _name(item))), None)
-        elif isinstance(here, dict):
+        else:
             here = here.setdefault(key, {})
-    if not isinstance(here, dict):
-        raise RecipeError(f"{path} cannot be set: there is no {'.'.join(parents)}", hint="jdmctl recipes show RECIPE")
+        if not isinstance(here, (dict, list)):
+            place = ".".join(parents[:number])
+            found = f"there is no {place}" if here is None else f"{place} is a single value, {_show(here)}"
+            raise RecipeError(f"{path} cannot be set: {found}", hint="jdmctl recipes show RECIPE")
+    if isinstance(here, list):
+        place = ".".join(parents)
+        names = ", ".join(str(_name(item) or i) for i, item in enumerate(here)) or "it is empty"
+        raise RecipeError(
+            f"{path} cannot be set: {place} is a list ({names})",
+            hint=f"--set {path}.KEY=VALUE for a value of one, --set '{place}=[...]' for all of it",
+        )
     here[last] = value
 
 
@@ -159,6 +171,13 @@ def _read_yaml(text: str, source: str) -> Any:
         raise RecipeError(f"{source}{where}: {error.problem}", hint="correct that line") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{source} is not YAML: {error}", hint="a recipe is a YAML text file") from error
+
+
+def _example(values: dict[str, Any]) -> str:
+    """A packaged recipe of the same command."""
+    return (
+        "tiny/distill" if values.get("method") == "distill" else "tiny/align" if values.get("rewards") else "tiny/canny"
+    )
 
 
 def _name(item: Any) -> Any:

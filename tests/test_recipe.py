@@ -109,8 +109,9 @@ LEARNED = {"ratio": "learned", "divergence": "js"}
         ({"controls": []}, "controls: name at least one"),
         ({"controls": [{"name": "canny"}] * 2}, "the same control is named twice"),
         ({"training": {"batch_size": 10, "gradient_accumulation_steps": 3}}, "10 is not a multiple of"),
-        ({"controls": [{"name": "canny", "init": "dsm"}]}, "go together"),
-        ({"training": {"dsm_warmup_steps": 5}}, "go together"),
+        ({"controls": [{"name": "canny", "init": "dsm"}]}, "init of canny is dsm, and the steps are 0: --set"),
+        ({"training": {"dsm_warmup_steps": 5}}, "is student, and the steps are 5: --set training.dsm_warmup_steps=0"),
+        ({"seed": 2**32}, "seed: input should be less than 4294967296"),
         ({"data": {"source": "images"}}, "data: source 'images' needs data.path"),
         ({"objective": {"ratio": "learned"}}, "for a divergence that needs a ratio"),
         (
@@ -173,6 +174,30 @@ def test_an_unknown_name_gets_a_suggestion():
     with pytest.raises(RecipeError, match="no recipe named tiny/cany.* did you mean 'tiny/canny'") as caught:
         find_recipe("tiny/cany")
     assert "recipes ls" in caught.value.hint
+    with pytest.raises(RecipeError) as caught:  # which is near to none
+        find_recipe("nope.yaml")
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "hint"),
+    [
+        ("add-control", {"controls": [{"name": "canny"}]}, "--teacher, --student, --control and --data"),
+        ("align", {"rewards": [{"name": "warmth"}]}, "--teacher, --student, --reward and --data"),
+        ("distill", {"model.student": "b"}, "--teacher and --data"),
+    ],
+)
+def test_what_options_lack_is_asked_for_as_options(command, changes, hint):
+    with pytest.raises(RecipeError, match="required, not given") as caught:
+        plan("", changes, [], None, False, command=command)
+    assert hint in caught.value.hint
+
+
+def test_a_mistake_points_to_a_recipe_of_its_own_command():
+    for name in ("tiny/align", "tiny/distill", "tiny/canny"):
+        with pytest.raises(RecipeError) as caught:
+            load_recipe(name, ["seed=x"])
+        assert f"recipes show {name} --resolved" in caught.value.hint
 
 
 def test_overrides():
@@ -192,7 +217,9 @@ def test_overrides():
         ("training.num_steps", "--set training.num_steps: expected key=value"),
         ("training.num_stps=1", "training.num_stps: unknown key, did you mean 'num_steps'?"),
         ("controls.depth.ratio=1", "controls.depth.ratio cannot be set: there is no controls.depth"),
-        ("name.x=1", "name.x cannot be set: there is no name"),
+        ("name.x=1", "name.x cannot be set: name is a single value, 'x'"),
+        ("data.source.a.b=3", "data.source is a single value, 'tiny'"),
+        ("controls.canny=3", "controls.canny cannot be set: controls is a list (canny)"),
         ("seed={a: 1", "--set seed={a: 1"),
     ],
 )

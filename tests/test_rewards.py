@@ -295,6 +295,9 @@ def test_bad_folders_are_sentences(folders, tmp_path):
         load_reward("imagereward", folder=folders["clip"])
     with pytest.raises(BadInputError, match="holds no preference reward"):
         load_reward("preference", folder=folders["clip"])
+    for name in ("imagereward", "preference"):  # which the hub has not, under any name
+        with pytest.raises(MissingWeightsError, match="^no folder nope$"):
+            load_reward(name, folder="nope")
     with pytest.raises(BadInputError, match="no aesthetic head at"):
         load_reward("aesthetic", encoder=folders["clip"], folder=str(tmp_path / "absent.safetensors"))
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from jdmctl.families.students import Student
     from jdmctl.recipe import Recipe
 
+_NEEDED = {  # what a recipe can be made of without a file
+    "add-control": "--teacher, --student, --control and --data",
+    "align": "--teacher, --student, --reward and --data",
+    "distill": "--teacher and --data",
+}
+
 
 def plan(
     name: str,
@@ -34,7 +40,7 @@ def plan(
     from jdmctl.recipe_files import load_recipe, parse_recipe, read_values, set_value
     from jdmctl.training.run import RECIPE_FILE, require_resumable
 
-    folder, source = output, name
+    folder, source, to_add = output, name, ""
     if resume:
         if not folder:
             folder = Path(name) if not name or Path(name).is_dir() else Path("runs", load_recipe(name).name)
@@ -47,6 +53,7 @@ def plan(
             values = start_from(Path(source), values)
     elif changes:
         source = "the recipe made from these options"
+        to_add = f"say {_NEEDED[command]}, or give a recipe: jdmctl recipes ls   lists them"
         names = [term["name"] for term in (*changes.get("controls", []), *changes.get("rewards", []))]
         values = {"name": "-".join(names) or command, "model": {}, "data": {}}
         if command == "distill":
@@ -60,7 +67,7 @@ def plan(
         set_value(values, path, value)
     for number in range(len(values.get("controls", [])) if init else 0):
         set_value(values, f"controls.{number}.init", init)
-    recipe = parse_recipe(values, overrides, source)
+    recipe = parse_recipe(values, overrides, source, to_add)
     if recipe.command != command:
         right = f"jdmctl {recipe.command}"
         raise RecipeError(f"{source} is a recipe of {right}", hint=f"{right} {name or source}")

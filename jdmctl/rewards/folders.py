@@ -58,6 +58,15 @@ def load_tokenizer(source: str) -> Any:
         ) from problem
 
 
+def require_folder(folder: str) -> None:
+    """Raises MissingWeightsError where a reward that comes as a folder alone, from no hub, is not there."""
+    if not Path(folder).exists():
+        raise MissingWeightsError(
+            f"no folder {folder}", hint=f"check the path; from here it is {Path(folder).absolute()}"
+        )
+    require_weights(folder)
+
+
 def require_weights(source: str) -> None:
     """Check what is on the disk at `source`, if anything, before it is opened.
 

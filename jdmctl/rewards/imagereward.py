@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jdmctl._compat import ensure_torchvision
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.rewards.aesthetic import mlp
-from jdmctl.rewards.folders import load_tokenizer, processor_settings, read_json, require_weights
+from jdmctl.rewards.folders import load_tokenizer, processor_settings, read_json, require_folder
 from jdmctl.rewards.pixels import Preprocessing
 
 MODEL_TYPE = "jdmctl_imagereward"
@@ -88,7 +88,7 @@ class ImageReward:
     def __init__(self, folder: str) -> None:
         from safetensors.torch import load_file
 
-        require_weights(folder)
+        require_folder(folder)
         self._config = read_json(folder, "config.json") or {}
         if self._config.get("model_type") != MODEL_TYPE:
             raise BadInputError(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.rewards.encoders import Encoder, load_encoder, probe
-from jdmctl.rewards.folders import read_json, require_weights
+from jdmctl.rewards.folders import read_json, require_folder
 
 MODEL_TYPE = "jdmctl_preference"
 _PROBE_TOLERANCE = 0.02  # of its length; another precision or device moves it by far less
@@ -42,7 +42,7 @@ class Head:
         """Raises JdmError if the folder holds no such head."""
         from safetensors.torch import load_file
 
-        require_weights(folder)
+        require_folder(folder)
         config = read_json(folder, "config.json") or {}
         if config.get("model_type") != MODEL_TYPE:
             raise BadInputError(
