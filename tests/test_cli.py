@@ -146,6 +146,13 @@ def test_recipes_validate(jdmctl, tmp_path):
     assert code == 1 and "3 problems" in err
 
 
+def test_the_version_loads_nothing_heavy(jdmctl):
+    from jdmctl import __version__
+
+    assert jdmctl("--version") == (0, f"jdmctl {__version__}\n", "")
+    assert not modules_after("--version") & (set(HEAVY) - {"pydantic"})
+
+
 def test_controls(jdmctl):
     code, out, _ = jdmctl("controls", "--json")
     rows = {row["name"]: row for row in map(json.loads, out.splitlines())}

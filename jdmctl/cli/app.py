@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -26,6 +28,7 @@ from jdmctl.cli import (
     students,
     world,
 )
+from jdmctl.cli.output import Output
 from jdmctl.errors import JdmError
 
 app = typer.Typer(
@@ -37,6 +40,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from jdmctl import __version__
+
+        print(f"jdmctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Takes what is said before any command."""
+
+
 app.command("add-control")(add_control.add_control)
 app.command("align")(align.align)
 app.command("distill")(distill.distill)
@@ -64,7 +86,15 @@ def main() -> None:
     except JdmError as error:
         if os.environ.get("JDMCTL_DEBUG") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        Output().error(error)
         sys.exit(error.exit_code)
+    except OSError as error:  # wherever a name is looked for as a file
+        if error.errno != errno.ENAMETOOLONG or os.environ.get("JDMCTL_DEBUG") == "1":
+            raise
+        name = str(error.filename)
+        Output().error(
+            JdmError(
+                f"{name[:60]}... is too long for the name of a file: {len(name)} characters", hint="give a shorter name"
+            )
+        )
+        sys.exit(1)

@@ -9,6 +9,8 @@ import typer
 from jdmctl.cli.options import JsonOption
 from jdmctl.cli.output import Output, mode
 
+_SHOWN_CHARACTERS = 200  # of a caption
+
 app = typer.Typer(no_args_is_help=True, help="Look at a data set.", rich_markup_mode=None)
 
 
@@ -54,6 +56,12 @@ def _told(found: dict[str, Any]) -> str:
         sizes = ", ".join(f"{number} of {size}" for size, number in found["sizes"].items())
         more = found["sizes_different"] - len(found["sizes"])
         lines.append(f"opened {found['opened']} pictures: {sizes}" + (f" and {more} more sizes" if more else ""))
-    lines += [f"  {text}" for text in found["first"]]
+    lines += [f"  {_on_a_line(text)}" for text in found["first"]]
     lines += [f"problem: {problem}" for problem in found["problems"]]
     return "\n".join(lines)
+
+
+def _on_a_line(caption: str) -> str:
+    """Its first characters, those that do not print escaped."""
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in caption[:_SHOWN_CHARACTERS])
+    return shown + (f"... ({len(caption)} characters)" if len(caption) > _SHOWN_CHARACTERS else "")

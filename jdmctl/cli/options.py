@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
+MAX_SEED = 2**63 - 1  # torch's
+MAX_TRAINING_SEED = 2**32 - 1  # numpy's, which is seeded too
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON lines to stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Write results only.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; by default a GPU if there is one.")]
@@ -32,7 +35,7 @@ PrecisionOption = Annotated[str, typer.Option("--precision", "--mixed_precision"
 EightBitOption = Annotated[
     bool, typer.Option("--use-8bit-adam", "--use_8bit_adam", help="AdamW's moments in 8 bits, by bitsandbytes.")
 ]
-SeedOption = Annotated[int | None, typer.Option(min=0, help="Of everything random.")]
+SeedOption = Annotated[int | None, typer.Option(min=0, max=MAX_TRAINING_SEED, help="Of everything random.")]
 RunOption = Annotated[
     Path | None, typer.Option("--output", "-o", "--output_dir", help="Run folder; default runs/NAME.")
 ]

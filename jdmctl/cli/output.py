@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from jdmctl.errors import JdmError
+
 Mode = Literal["human", "json", "quiet"]
 
 
@@ -64,6 +66,10 @@ class Output:
 
     def warning(self, text: str) -> None:
         self._stderr(f"warning: {text}")
+
+    def error(self, problem: JdmError) -> None:
+        """A user's mistake: one sentence and a hint."""
+        self._stderr(f"error: {problem}" + (f"\nhint: {problem.hint}" if problem.hint else ""))
 
     def event(self, record: Mapping[str, Any]) -> None:
         """One record of a running training; see `jdmctl.training.plan.Observer`."""

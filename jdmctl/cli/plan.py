@@ -18,7 +18,7 @@ GIB = 2**30
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name such as tiny/canny, a file, or a run.")],
     overrides: SetOption = [],  # noqa: B006
-    fit: Annotated[int, typer.Option(help="Say which switches would make it fit a GPU of so many GiB.")] = 0,
+    fit: Annotated[int, typer.Option(min=0, help="Say which switches would make it fit a GPU of so many GiB.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run will hold where, on which GPUs it fits, and which switches would make it fit.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -48,14 +47,14 @@ def copy(
 ) -> None:
     """Copy a recipe, to make it yours."""
     from jdmctl.recipe_files import find_recipe
+    from jdmctl.training.atomic import write_text
 
     source = find_recipe(recipe)
     if target.is_dir():
         target /= source.name
     if target.exists():
         raise JdmError(f"{target} is already there", hint="give another file name")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    write_text(target, source.read_text(encoding="utf-8"))
     out = Output()
     out.result({"copied": str(target)}, str(target))
     out.note(f"edit it, then: jdmctl add-control {target}")
@@ -67,10 +66,20 @@ def validate(
     as_json: JsonOption = False,
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
-    """Check recipes without running them; all problems of a recipe are told at once."""
+    """Check recipes without running them; all problems are told at once. Ends with 1 if one is not valid."""
     from jdmctl.recipe_files import load_recipe
 
     out = Output(mode(as_json))
+    are_valid = True
     for name in recipes:
-        load_recipe(name, overrides)
-        out.result({"recipe": name, "valid": True}, f"{name} is valid")
+        try:
+            load_recipe(name, overrides)
+        except JdmError as problem:
+            are_valid = False
+            if as_json:
+                out.result({"recipe": name, "valid": False, "problem": str(problem), "hint": problem.hint}, "")
+            out.error(problem)
+        else:
+            out.result({"recipe": name, "valid": True}, f"{name} is valid")
+    if not are_valid:
+        raise typer.Exit(1)

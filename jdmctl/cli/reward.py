@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption
+from jdmctl.cli.options import MAX_SEED, DeviceOption, JsonOption, QuietOption
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError, JdmError
 
@@ -52,7 +52,7 @@ def fit(
     layer: Annotated[int, typer.Option(help="Of a classifier: early ones know light, the last (-1) things.")] = -1,
     held_out: Annotated[float, typer.Option(min=0.05, max=0.5, help="Share of prompts that only test.")] = 0.2,
     resolution: Annotated[int | None, typer.Option(min=8, help="Side of the pictures as read, in px.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the split and the folds.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of the split and the folds.")] = 0,
     device: DeviceOption = "",
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -93,7 +93,7 @@ def collect(
     output: Annotated[Path, typer.Option("--output", "-o", help="File to append to.")] = Path("choices.jsonl"),
     prompts: Annotated[Path | None, typer.Option(help="For a student: .txt or .jsonl, one prompt a line.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Pairs.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Of pictures, pairs and sides.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of pictures, pairs and sides.")] = 0,
     student_time: Annotated[
         float | None, typer.Option(min=0, max=1, help="For a student: its own time; 1, if it is not known for another.")
     ] = None,

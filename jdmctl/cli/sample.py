@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jdmctl.cli.options import DeviceOption, JsonOption, QuietOption
+from jdmctl.cli.options import MAX_SEED, DeviceOption, JsonOption, QuietOption
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
 
@@ -31,7 +31,7 @@ def sample(
     student: Annotated[str, typer.Option(help="Instead of a run: a one-step pipeline, or tiny.")] = "",
     controlnet: Annotated[list[str], typer.Option(metavar="NAME=FOLDER", help="With --student: a branch.")] = [],  # noqa: B006
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="What to draw.")] = [],  # noqa: B006
-    seed: Annotated[list[int], typer.Option(min=0, help="Of the noise.")] = [0],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(min=0, max=MAX_SEED, help="Of the noise.")] = [0],  # noqa: B006
     num: Annotated[int, typer.Option(min=1, help="So many seeds in a row from each --seed.")] = 1,
     control: Annotated[list[str], typer.Option(metavar="NAME=PHOTO", help="Obey what this photo shows.")] = [],  # noqa: B006
     condition: Annotated[list[str], typer.Option(metavar="NAME=MAP", help="Obey this ready condition map.")] = [],  # noqa: B006

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from jdmctl.cli.evaluate import publish
-from jdmctl.cli.options import DeviceOption, JsonOption, NumOption, QuietOption, ResultsOption, SplitOption
+from jdmctl.cli.options import (
+    MAX_TRAINING_SEED,
+    DeviceOption,
+    JsonOption,
+    NumOption,
+    QuietOption,
+    ResultsOption,
+    SplitOption,
+)
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
 
@@ -27,7 +35,7 @@ def build(
         Path | None, typer.Option(help="A folder of captioned images (metadata.jsonl); default: rendered scenes.")
     ] = None,
     budget: Annotated[float, typer.Option(min=0.0005, help="Share of the full training to spend.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of every stage.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_TRAINING_SEED, help="Of every stage.")] = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -48,7 +56,7 @@ def build(
 def form(
     name: Annotated[str, typer.Argument(help="sdxl, pixart or sd3.")],
     budget: Annotated[float, typer.Option(min=0.0005, help="Share of the full training to spend.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of every stage.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_TRAINING_SEED, help="Of every stage.")] = 0,
     device: DeviceOption = "",
     as_json: JsonOption = False,
     quiet: QuietOption = False,

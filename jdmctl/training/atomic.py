@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -58,7 +58,8 @@ def write_text(file: Path, text: str) -> None:
             _to_disk(partial)
             partial.replace(file)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is a file, or cannot be written to
+            partial.unlink(missing_ok=True)
 
 
 def remove_partial(folder: Path) -> None:
