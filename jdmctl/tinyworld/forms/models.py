@@ -101,7 +101,7 @@ def sd3(world: StableDiffusionPipeline, captions: Iterable[str]) -> StableDiffus
 
 FORMS = {
     "sdxl": Form("sdxl", sdxl, 1000, 5e-4, student_timestep=399),
-    "pixart": Form("pixart_alpha", pixart, 2500, 1e-3, student_timestep=400),
+    "pixart": Form("pixart_alpha", pixart, 6000, 1e-3, student_timestep=400),
     "sd3": Form("sd3", sd3, 6000, 1e-3),
 }
 
