@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,8 @@ def _played(recipe: Recipe) -> MemoryPlan:
         }
         if recipe.memory.cache_latents:
             working["new latents"] = play_apart(functools.partial(_encode_one, encode, batch), batch)
-        shown = _batch(family, names, drawn_at_once(family.resolution_px))
+        number = min(recipe.data.num_validation_samples, drawn_at_once(family.resolution_px))
+        shown = replace(_batch(family, names, number), images=None, latents=None, latent_noise=None)
         working["validation"] = play_apart(functools.partial(_draw, family, shown), shown)
     return MemoryPlan(
         {name: size for name, size in weights.items() if size},

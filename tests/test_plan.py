@@ -90,7 +90,8 @@ def test_the_plan_is_what_a_real_run_holds(in_tiny_world, name, changes):
         codec, other = run.stages[-1].step.codec, torch.rand(1, 3, 64, 64)
         new = allocated(lambda: (run.batches.batch("dsm", 0), codec.encode(other)))
         assert planned.working["new latents"].peak == pytest.approx(new, rel=0.1)
-    shown = allocated(lambda: run.validation.draw(run.validation.batches[0]))
+    first = run.validation.batches[0]
+    shown = allocated(lambda: run.validation.draw(first)) + held_bytes({"": first.conditions.values()})[""]
     assert planned.working["validation"].peak == pytest.approx(shown, rel=0.1)
     moments = [t for one in state.optimizers.values() for s in one.state.values() for t in s.values()]
     assert planned.optimizer == held_bytes({"all": [t for t in moments if torch.is_tensor(t)]})["all"]
