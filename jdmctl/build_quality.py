@@ -20,20 +20,21 @@ from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.world import is_of_world, samples, world_folder
 from jdmctl.training.approval import Approval
 from jdmctl.training.batches import Batches, Samples
+from jdmctl.training.device import that_fit
 from jdmctl.training.energies import DifferentiableReward
 from jdmctl.training.observer import Validation
 from jdmctl.training.quality import Quality
 from jdmctl.training.watch import Watch
 from jdmctl.types import Batch
 
-_MOST_AT_ONCE, _PIXELS_AT_ONCE = 32, 2**19
+_MOST_AT_ONCE = 32
 _REFERENCE = 1000
 _GOALS = 6
 
 
 def drawn_at_once(resolution_px: int) -> int:
-    """Pictures in a batch that is only looked at: a VAE of Stable Diffusion's holds 0.75 GiB for one of 512 px."""
-    return max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // resolution_px**2))
+    """Pictures in one batch of validation, on any device."""
+    return that_fit(_MOST_AT_ONCE, resolution_px, resolution_px)
 
 
 def validation_batches(recipe: Recipe, family: Any, batches: Batches, val: Samples) -> list[Batch]:

@@ -146,7 +146,7 @@ def test_gradients_reach_the_branch_and_the_multiplier_alone():
 
 
 def test_under_autocast_all_of_a_branch_learns():
-    """Its weights are cast where no gradient is wanted first; torch below 2.10 would go on with those casts."""
+    """Its weights are cast where no gradient is wanted first; torch older than the pinned one goes on with those."""
 
     class Seeing(LinearStudent):
         def __init__(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-_PIXELS = 2**19  # at once, of a picture's height and width, on any device but the CPU
+from jdmctl.training.device import that_fit
 
 
 def describe_device(device: torch.device) -> str:
@@ -14,4 +14,4 @@ def describe_device(device: torch.device) -> str:
 
 def at_once(most: int, device: str, height: int, width: int) -> int:
     """How many pictures of a size are drawn or looked at in one batch: `most` on the CPU, elsewhere as many as fit."""
-    return most if device == "cpu" else max(1, min(most, _PIXELS // (height * width)))
+    return most if device == "cpu" else that_fit(most, height, width)

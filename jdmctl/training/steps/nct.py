@@ -57,7 +57,7 @@ class NCTStep:
             image = self.codec.decode(x0).clamp(0, 1)
             conditions = {name: extract(image) for name, extract in self.extractors.items()}
             target = self.student.generate(self._mix(z, fresh, level), batch.prompt, conditions)
-        torch.clear_autocast_cache()  # torch before 2.10 would go on with weights cast above, which know no gradient
+        torch.clear_autocast_cache()  # older torch would go on with weights cast above, which know no gradient
         drawn = self.student.generate(self._mix(z, fresh, level + 1), batch.prompt, conditions)
         consistency = self._distance(drawn, target)
         boundary = self._distance(self.student.generate(z, batch.prompt, conditions), x0)
