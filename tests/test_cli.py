@@ -13,20 +13,6 @@ from jdmctl.errors import JdmError, RunInterrupted
 HEAVY = ("torch", "numpy", "pydantic", "diffusers", "transformers", "accelerate", "rich", "yaml", "cv2", "PIL")
 
 
-@pytest.fixture
-def jdmctl(monkeypatch, capsys):
-    """Runs a command in this process; returns exit code, stdout and stderr."""
-
-    def run(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        return left.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 def modules_after(*words: str) -> set[str]:
     """Top-level modules that a fresh process has loaded after a command."""
     code = (
@@ -54,8 +40,8 @@ def test_listing_recipes_and_checking_one_does_not_load_torch():
     assert not modules_after("recipes", "validate", "tiny/canny") & {"torch", "diffusers", "numpy"}
 
 
-def test_help_names_every_command(jdmctl):
-    code, out, _ = jdmctl("--help")
+def test_help_names_every_command(jdmctl_command):
+    code, out, _ = jdmctl_command("--help")
     assert code == 0
     for command in (
         "add-control",
@@ -75,17 +61,17 @@ def test_help_names_every_command(jdmctl):
         assert command in out
 
 
-def test_every_option_of_add_control_is_explained(jdmctl):
+def test_every_option_of_add_control_is_explained(jdmctl_command):
     """And the names that diffusers' training scripts use for the same things are accepted."""
-    _, out, _ = jdmctl("add-control", "-h")
+    _, out, _ = jdmctl_command("add-control", "-h")
     aliases = "pretrained_model_name_or_path controlnet_model_name_or_path max_train_steps train_batch_size"
     aliases += " learning_rate output_dir mixed_precision train_data_dir use_8bit_adam"
     for alias in aliases.split():
         assert f"--{alias}" in out
 
 
-def test_a_mistake_is_a_sentence_and_a_hint(jdmctl):
-    code, out, err = jdmctl("recipes", "show", "tiny/cany")
+def test_a_mistake_is_a_sentence_and_a_hint(jdmctl_command):
+    code, out, err = jdmctl_command("recipes", "show", "tiny/cany")
     assert code == 1 and out == ""
     assert err.startswith("error: no recipe named tiny/cany")
     assert "\nhint: jdmctl recipes ls" in err
@@ -99,12 +85,12 @@ def test_debugging_shows_the_traceback(monkeypatch):
         cli.main()
 
 
-def test_an_interrupted_run_exits_with_130(monkeypatch, jdmctl):
+def test_an_interrupted_run_exits_with_130(monkeypatch, jdmctl_command):
     def interrupted():
         raise RunInterrupted("stopped at step 3", "go on")
 
     monkeypatch.setattr(cli, "app", interrupted)
-    assert jdmctl() == (130, "", "error: stopped at step 3\nhint: go on\n")
+    assert jdmctl_command() == (130, "", "error: stopped at step 3\nhint: go on\n")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
@@ -116,52 +102,52 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
         cli.main()
 
 
-def test_recipes_ls(jdmctl):
-    code, out, _ = jdmctl("recipes", "ls", "--json")
+def test_recipes_ls(jdmctl_command):
+    code, out, _ = jdmctl_command("recipes", "ls", "--json")
     rows = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and {"name", "title"} == rows[0].keys()
     assert "tiny/canny" in [row["name"] for row in rows]
-    _, out, _ = jdmctl("recipes", "ls")
+    _, out, _ = jdmctl_command("recipes", "ls")
     assert out.splitlines()[0].split() == ["name", "title"]
 
 
-def test_recipes_show_and_copy(jdmctl, tmp_path):
-    _, shown, _ = jdmctl("recipes", "show", "tiny/canny")
-    code, out, err = jdmctl("recipes", "copy", "tiny/canny", tmp_path / "mine.yaml")
+def test_recipes_show_and_copy(jdmctl_command, tmp_path):
+    _, shown, _ = jdmctl_command("recipes", "show", "tiny/canny")
+    code, out, err = jdmctl_command("recipes", "copy", "tiny/canny", tmp_path / "mine.yaml")
     assert code == 0 and out.strip() == str(tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == shown
     assert "jdmctl add-control" in err
-    assert jdmctl("recipes", "copy", "tiny/canny", tmp_path / "mine.yaml")[0] == 1
+    assert jdmctl_command("recipes", "copy", "tiny/canny", tmp_path / "mine.yaml")[0] == 1
 
 
-def test_recipes_show_resolved_and_overridden(jdmctl):
-    _, out, _ = jdmctl("recipes", "show", "tiny/canny", "--set", "training.num_steps=7")
+def test_recipes_show_resolved_and_overridden(jdmctl_command):
+    _, out, _ = jdmctl_command("recipes", "show", "tiny/canny", "--set", "training.num_steps=7")
     assert "num_steps: 7" in out and "ema_decay:" in out
 
 
-def test_recipes_validate(jdmctl, tmp_path):
-    assert jdmctl("recipes", "validate", "tiny/canny", "tiny/depth")[0] == 0
+def test_recipes_validate(jdmctl_command, tmp_path):
+    assert jdmctl_command("recipes", "validate", "tiny/canny", "tiny/depth")[0] == 0
     (tmp_path / "bad.yaml").write_text("name: x\n")
-    code, _, err = jdmctl("recipes", "validate", tmp_path / "bad.yaml")
+    code, _, err = jdmctl_command("recipes", "validate", tmp_path / "bad.yaml")
     assert code == 1 and "3 problems" in err
 
 
-def test_the_version_loads_nothing_heavy(jdmctl):
+def test_the_version_loads_nothing_heavy(jdmctl_command):
     from jdmctl import __version__
 
-    assert jdmctl("--version") == (0, f"jdmctl {__version__}\n", "")
+    assert jdmctl_command("--version") == (0, f"jdmctl {__version__}\n", "")
     assert not modules_after("--version") & (set(HEAVY) - {"pydantic"})
 
 
-def test_controls(jdmctl):
-    code, out, _ = jdmctl("controls", "--json")
+def test_controls(jdmctl_command):
+    code, out, _ = jdmctl_command("controls", "--json")
     rows = {row["name"]: row for row in map(json.loads, out.splitlines())}
     assert code == 0 and {"canny", "depth", "lowres", "softedge"} <= rows.keys()
     assert rows["lowres"]["gradient"] == "exact" and rows["canny"]["gradient"] == "surrogate"
 
 
-def test_doctor(jdmctl):
-    code, out, _ = jdmctl("doctor", "--json")
+def test_doctor(jdmctl_command):
+    code, out, _ = jdmctl_command("doctor", "--json")
     found = {row["what"]: row["found"] for row in map(json.loads, out.splitlines())}
     assert code == 0 and {"torch", "torchvision state", "device", "embedded world"} <= found.keys()
 

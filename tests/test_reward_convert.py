@@ -1,7 +1,6 @@
 """Published reward checkpoints: every name at its full size, and the same numbers as the code they come from."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from reward_folders import clip_tokenizer, write_bert_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
-from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.rewards import convert
 from jdmctl.rewards.blip import to_imagereward_network
@@ -104,32 +102,20 @@ def test_imagereward_gives_its_own_numbers():
 # The command
 
 
-@pytest.fixture
-def jdmctl(monkeypatch, capsys):
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        return left.value.code or 0, captured.out, captured.err
-
-    return run
-
-
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_an_aesthetic_predictor(jdmctl, tmp_path, suffix):
+def test_an_aesthetic_predictor(jdmctl_command, tmp_path, suffix):
     state = random_state(aesthetic_shapes(16))
     file = tmp_path / f"predictor{suffix}"
     torch.save(state, file) if suffix == ".pt" else save_file(state, file)
-    code, out, _ = jdmctl("reward", "convert", file, tmp_path / "head", "--json")
+    code, out, _ = jdmctl_command("reward", "convert", file, tmp_path / "head", "--json")
     assert code == 0 and json.loads(out)["reward"] == "aesthetic"
     written = load_file(tmp_path / "head" / "model.safetensors")
     assert all(torch.equal(written[name], state[name]) for name in state) and written.keys() == state.keys()
-    code, _, err = jdmctl("reward", "convert", file, tmp_path / "head")
+    code, _, err = jdmctl_command("reward", "convert", file, tmp_path / "head")
     assert code == 1 and "is already there" in err
 
 
-def test_hps_becomes_a_folder_that_the_reward_loads(jdmctl, tmp_path, monkeypatch):
+def test_hps_becomes_a_folder_that_the_reward_loads(jdmctl_command, tmp_path, monkeypatch):
     """A checkpoint in the form of HPSv2's: a pickle with a state_dict in it. The tiny one has 2 heads."""
     monkeypatch.setattr(convert, "VIT_H_14", {"vision_heads": 3, "text_heads": 2})
     tokens = clip_tokenizer()
@@ -137,7 +123,7 @@ def test_hps_becomes_a_folder_that_the_reward_loads(jdmctl, tmp_path, monkeypatc
     state = random_state(open_clip_shapes(TINY_CLIP | {"vocabulary": len(tokens)}))
     torch.save({"epoch": 3, "state_dict": {name: value.half() for name, value in state.items()}}, tmp_path / "HPS.pt")
     command = ("reward", "convert", tmp_path / "HPS.pt", tmp_path / "hps", "--tokenizer", tmp_path / "tokens")
-    code, out, err = jdmctl(*command)
+    code, out, err = jdmctl_command(*command)
     assert (code, out) == (0, f"hps: {tmp_path / 'hps'}\n"), err
     reward = HPS(str(tmp_path / "hps"))
     image = torch.rand(2, 3, 32, 32)
@@ -148,12 +134,12 @@ def test_hps_becomes_a_folder_that_the_reward_loads(jdmctl, tmp_path, monkeypatc
     torch.testing.assert_close(values, 100 * (picture * text).sum(1), atol=1e-3, rtol=1e-4)
 
 
-def test_imagereward_becomes_a_folder_that_the_reward_loads(jdmctl, tmp_path, monkeypatch):
+def test_imagereward_becomes_a_folder_that_the_reward_loads(jdmctl_command, tmp_path, monkeypatch):
     monkeypatch.setattr(convert, "RELEASED", TINY_CONFIG)
     torch.save(random_state(imagereward_shapes(TINY_BLIP)), tmp_path / "ImageReward.pt")
     write_bert_tokenizer(tmp_path / "tokens")
     command = ("reward", "convert", tmp_path / "ImageReward.pt", tmp_path / "ir", "--tokenizer", tmp_path / "tokens")
-    assert jdmctl(*command)[0] == 0
+    assert jdmctl_command(*command)[0] == 0
     values = ImageReward(str(tmp_path / "ir"))(torch.rand(2, 3, 40, 40), ["a red cone", "a blue torus"])
     assert values.isfinite().all()
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.sampling import draw, eight_bit, fingerprint, grid, read_record, save_picture, seed_noise, to_picture
@@ -137,20 +135,6 @@ def test_grid_places_pictures_under_their_titles():
 
 
 @pytest.fixture
-def jdmctl(monkeypatch, capsys):
-    """Runs a command in this process; returns exit code, stdout and stderr."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["jdmctl", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        captured = capsys.readouterr()
-        return left.value.code or 0, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def branch(in_tiny_world, family):
     """The family's branch, saved, in the folder where commands run."""
     family.save_control_branch("depth", "branch")
@@ -162,10 +146,10 @@ def pixels(path) -> torch.Tensor:
         return torch.tensor(list(picture.get_flattened_data()))
 
 
-def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl, branch, photos):
+def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl_command, branch, photos):
     """The command in a picture's metadata gives the same pixels, although it was asked for with a
     photo, at another place in a batch and with a scale."""
-    code, out, err = jdmctl(
+    code, out, err = jdmctl_command(
         *("sample", "--student", "tiny", "--controlnet", f"softedge={branch}"),
         *("--control", f"softedge={photos}/03.png", "--scale", "softedge=0.7"),
         *("--prompt", "a red box", "--prompt", "a blue box", "--seed", 4, "--num", 2),
@@ -185,7 +169,7 @@ def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl, branch, photos):
     assert control["condition_sha256"] == hashlib.sha256(Image.open(control["condition"]).tobytes()).hexdigest()
     assert 0 <= chosen["adherence"]["softedge ssim"] <= 1
 
-    code, _, err = jdmctl(*shlex.split(chosen["command"])[1:], "--output", "second")
+    code, _, err = jdmctl_command(*shlex.split(chosen["command"])[1:], "--output", "second")
     assert code == 0, err
     assert torch.equal(pixels("second/000-seed5.png"), pixels(chosen["file"]))
     assert not torch.equal(pixels("second/000-seed5.png"), pixels(records[1]["file"]))
@@ -207,17 +191,17 @@ def unet_run(tiny_folders, photos, in_tiny_world) -> Path:
     return run
 
 
-def test_a_students_file_is_drawn_again_with_its_teacher_time_and_prediction(jdmctl, unet_run):
+def test_a_students_file_is_drawn_again_with_its_teacher_time_and_prediction(jdmctl_command, unet_run):
     given = ("--prompt", "a red box", "--condition", "softedge=edges.png")
     Image.new("RGB", (64, 64)).save("edges.png")
-    code, out, err = jdmctl("sample", str(unet_run), *given, "--output", "first", "--json")
+    code, out, err = jdmctl_command("sample", str(unet_run), *given, "--output", "first", "--json")
     assert code == 0, err
     record = json.loads(out.splitlines()[0])
     assert record["student_time"] == pytest.approx(399 / 999)
-    code, _, err = jdmctl(*shlex.split(record["command"])[1:], "--output", "second")
+    code, _, err = jdmctl_command(*shlex.split(record["command"])[1:], "--output", "second")
     assert code == 0, err
     assert torch.equal(pixels("second/000-seed0.png"), pixels(record["file"]))
-    code, _, err = jdmctl("sample", "--student", "unet.safetensors", "--prompt", "a red box")
+    code, _, err = jdmctl_command("sample", "--student", "unet.safetensors", "--prompt", "a red box")
     assert code == 1 and "unet.safetensors is no pipeline" in err and "--teacher TEACHER" in err
 
 
@@ -236,13 +220,13 @@ def start_run(control: str, photos: Path) -> Path:
     return run
 
 
-def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl, branch, photos):
+def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl_command, branch, photos):
     """Twelve photos, a quarter of them held out: the last three."""
     run = start_run("softedge", photos)
-    code, _, err = jdmctl("sample", run)
+    code, _, err = jdmctl_command("sample", run)
     assert code == 1 and "has not finished" in err and f"jdmctl add-control {run} --resume" in err
     shutil.copytree(branch, run / "controlnet")
-    code, out, err = jdmctl("sample", run, "--json")
+    code, out, err = jdmctl_command("sample", run, "--json")
     assert code == 0, err
     *records, last = [json.loads(line) for line in out.splitlines()]
     captions = [json.loads(line)["text"] for line in (photos / "metadata.jsonl").read_text().splitlines()]
@@ -251,19 +235,19 @@ def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl, branch, 
     assert len({record["controls"]["softedge"]["condition_sha256"] for record in records}) == 3
 
 
-def test_runs_on_one_student_are_composed(jdmctl, branch, photos):
+def test_runs_on_one_student_are_composed(jdmctl_command, branch, photos):
     """Both branches obey the same picture; a preview makes the second run's conditions itself."""
     edges, small = start_run("softedge", photos), start_run("lowres", photos)
     for run in (edges, small):
         shutil.copytree(branch, run / "controlnet")
-    code, out, err = jdmctl("sample", edges, small, "--json")
+    code, out, err = jdmctl_command("sample", edges, small, "--json")
     assert code == 0, err
     first = json.loads(out.splitlines()[0])
     assert list(first["adherence"]) == ["softedge ssim", "lowres psnr"]
     assert len({control["condition_sha256"] for control in first["controls"].values()}) == 2
-    _, alone, _ = jdmctl("sample", edges, "--output", "alone", "--json")
+    _, alone, _ = jdmctl_command("sample", edges, "--output", "alone", "--json")
     assert not torch.equal(pixels(first["file"]), pixels(json.loads(alone.splitlines()[0])["file"]))
-    code, _, err = jdmctl("sample", edges, edges)
+    code, _, err = jdmctl_command("sample", edges, edges)
     assert code == 1 and "both have softedge" in err
 
 
@@ -299,14 +283,14 @@ SOFTEDGE = "--student tiny --controlnet softedge="
         ),
     ],
 )
-def test_mistakes_are_answered_with_a_sentence(jdmctl, branch, photos, words, complaint, hint):
+def test_mistakes_are_answered_with_a_sentence(jdmctl_command, branch, photos, words, complaint, hint):
     Image.open(photos / "00.png").save("photo.png")
     Image.new("RGB", (32, 32)).save("small.png")
     Path("lora").mkdir()
     shutil.copy(Path(branch, "diffusion_pytorch_model.safetensors"), "lora/pytorch_lora_weights.safetensors")
     shutil.copytree(branch, "pickled")
     Path("pickled/diffusion_pytorch_model.safetensors").rename("pickled/diffusion_pytorch_model.bin")
-    code, out, err = jdmctl("sample", *words.split())
+    code, out, err = jdmctl_command("sample", *words.split())
     assert code == 1, err
     assert out == ""
     assert "Traceback" not in err
