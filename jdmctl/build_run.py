@@ -139,8 +139,9 @@ def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accel
     def measure(at: int) -> dict[str, float]:
         rows = []
         for number in range(at, at + (1 if at else _CALIBRATION_BATCHES)):
+            batch = batches.batch("calibration", number)  # pictures and conditions are made as in training: in float32
             with accelerator.autocast():
-                norms = step.gradient_norms(batches.batch("calibration", number))
+                norms = step.gradient_norms(batch)
             rows.append(torch.tensor(list(norms.values()), device=accelerator.device))
         means = accelerator.reduce(torch.stack(rows).mean(0), "mean")
         return dict(zip(norms, means.tolist(), strict=True))

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from jdmctl.cli import app as cli
 from jdmctl.errors import JdmError
 from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.training.samples import StudentPictures
 
 QUICK = (
     "training.batch_size=4",
@@ -210,6 +211,21 @@ def test_prompts_alone_are_data_enough(in_tiny_world, add_control):
     )
     assert load_recipe("run").data.source == "prompts"
     assert Path("run/controlnet/config.json").exists()
+
+
+def test_pictures_of_the_student_are_drawn_in_float32(in_tiny_world, add_control, monkeypatch):
+    """Those that calibration met first were drawn in the run's bf16, and by a resumed run in float32."""
+    Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(64)))
+    found, draw = [], StudentPictures.image
+
+    def image(self, index):
+        found.append(torch.is_autocast_enabled("cpu"))
+        return draw(self, index)
+
+    monkeypatch.setattr(StudentPictures, "image", image)
+    words = ["--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", "prompts.txt", *SET]
+    add_control(*words, "--set", "training.precision=bf16", "--set", "training.num_steps=1", "-o", "run")
+    assert len(found) > 16 and not any(found)
 
 
 def test_condition_maps_are_recognised(in_tiny_world, photos, add_control, tmp_path):

@@ -1,6 +1,7 @@
 """Controls: one contract for all, exactness where it is claimed, gradients against finite differences."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -343,6 +344,42 @@ def test_depth_network_prepares_pictures_as_its_image_processor_does(depth_folde
     with torch.no_grad():
         expected = model.eval()(**prepared).predicted_depth[:, None]
         torch.testing.assert_close(network(to_image(pictures)), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "settings, mean, std, size",
+    [
+        ({}, 0.5, 0.5, None),
+        # Intel/dpt-large, from before transformers wrote sizes as height and width
+        ({"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": 384},
+         0.5, 0.5, (384, 384)),
+        ({"do_normalize": True, "image_mean": [0.4] * 3, "image_std": [0.2] * 3, "size": {"height": 518, "width": 518}},
+         0.4, 0.2, (518, 518)),  # Depth Anything
+        ({"do_rescale": True, "do_resize": True, "size_divisor": 32}, 0, 1, None),  # GLPN
+        # facebook/dpt-dinov2-base-nyu: pictures stay in [0, 255]
+        ({"do_rescale": False, "do_resize": False, "image_mean": [127.5] * 3, "image_std": [51.0] * 3,
+          "size": {"height": 384, "width": 384}}, 0.5, 0.2, None),
+    ],
+)  # fmt: skip
+def test_published_settings_of_depth_networks(depth_folder, settings, mean, std, size):
+    file = Path(depth_folder, "preprocessor_config.json")
+    file.write_text(json.dumps(settings))
+    try:
+        network = DepthNetwork(depth_folder)
+    finally:
+        file.unlink()
+    torch.testing.assert_close(network.mean.flatten(), torch.full((3,), float(mean)))
+    torch.testing.assert_close(network.std.flatten(), torch.full((3,), float(std)))
+    assert network.input_size == size
+
+
+def test_depth_without_a_scale_wants_to_be_normalised(depth_folder):
+    """Cut at 1 it would be a white picture."""
+    depth = Depth(depth_folder)
+    depth._depth = lambda network, image: torch.full((1, 1, 8, 8), 5.0)  # as a DPT predicts
+    with pytest.raises(BadInputError, match="the network says 5 to 5") as refused:
+        depth.condition(torch.rand(1, 3, 8, 8))
+    assert "normalise: per_image" in refused.value.hint
 
 
 def test_depth_per_image_spans_the_range(depth_folder):

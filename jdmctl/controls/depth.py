@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +15,8 @@ from jdmctl._compat import ensure_torchvision
 from jdmctl.errors import BadInputError, MissingWeightsError
 from jdmctl.objectives.energy import l1, l2
 from jdmctl.weights import require_safetensors
+
+_BEYOND = 0.5  # of [0, 1]: what a network trained on such values may overshoot
 
 
 class Depth:
@@ -45,7 +48,15 @@ class Depth:
 
     @torch.no_grad()
     def condition(self, image: Tensor) -> Tensor:
-        return self._depth(self.network, image).clamp(0, 1).repeat(1, 3, 1, 1)  # [B, 3, H, W]
+        """[B, 3, H, W] in [0, 1]. Raises BadInputError for a network whose depth has no scale, without `normalise`."""
+        depth = self._depth(self.network, image)
+        low, high = depth.aminmax()
+        if not -_BEYOND <= low <= high <= 1 + _BEYOND:
+            raise BadInputError(
+                f"depth: the network says {low:.3g} to {high:.3g}, and a condition is between 0 and 1",
+                hint="normalise: per_image, for networks such as DPT and Depth Anything",
+            )
+        return depth.clamp(0, 1).repeat(1, 3, 1, 1)
 
     def energy(self, image: Tensor, condition: Tensor) -> Tensor:
         """Mean |h(image) - condition|, [B]: Laplace noise on depth."""
@@ -79,11 +90,10 @@ class DepthNetwork(nn.Module):
         super().__init__()
         self.model = _load(source)
         settings = _preprocessing(source)
-        mean, std = settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        size = settings.get("size") or {}
-        self.input_size = (size["height"], size["width"]) if "height" in size else None
+        mean, std = _normalisation(settings)
+        self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
+        self.input_size = _size(settings)
 
     def forward(self, image: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] -> what the network predicts, [B, 1, H, W]."""
@@ -92,6 +102,25 @@ class DepthNetwork(nn.Module):
             pixels = _resize(pixels, self.input_size)
         depth = self.model(pixel_values=pixels).predicted_depth
         return _resize(depth[:, None], image.shape[-2:])
+
+
+def _normalisation(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, [3] each, of pictures in [0, 1], from a preprocessor_config.json."""
+    if not settings.get("do_normalize", "image_mean" in settings or not settings):  # GLPN's has neither
+        return torch.zeros(3), torch.ones(3)
+    values = torch.tensor([settings.get("image_mean", [0.5] * 3), settings.get("image_std", [0.5] * 3)])
+    mean, std = values if settings.get("do_rescale", True) else values / 255  # of pictures in [0, 255]
+    return mean, std
+
+
+def _size(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width that the network wants, if it wants any; one number, as in DPT's first files, is a square."""
+    size = settings.get("size")
+    if not settings.get("do_resize", True) or not size:
+        return None
+    if isinstance(size, int):
+        return size, size
+    return (size["height"], size["width"]) if "height" in size else None
 
 
 def _resize(image: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
