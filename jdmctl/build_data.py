@@ -60,7 +60,7 @@ def build_samples(recipe: Recipe, family: Any, controls: Mapping[str, Control], 
         scenes = samples("train", data.num_samples)
         return Split(PictureSamples(scenes, extract), PictureSamples(samples("val", num), extract))
     if data.source == "prompts":
-        if recipe.method == "distill":
+        if not recipe.controls:  # no picture is needed: what is drawn is compared with what the teacher draws
             return Split(*split(PromptSamples(PromptList(data.path)), data.num_samples, num))
         drawn = _student_pictures(recipe, family, device)
         return Split(*split(PictureSamples(drawn, extract), data.num_samples, num))

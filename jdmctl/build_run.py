@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +44,7 @@ from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.training.teacher_samples import TeacherSamples
 from jdmctl.training.watch import Watch
 
-_CALIBRATION_BATCHES = 4
+_CALIBRATION_BATCHES, _CALIBRATION_SAMPLES = 4, 32  # at least both
 
 
 def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
@@ -138,8 +140,9 @@ def _watched(stage: Stage, watch: Watch) -> Stage:
 def _balance(recipe: Recipe, step: JDMStep, batches: Batches, accelerator: Accelerator) -> Balance:
     def measure(at: int) -> dict[str, float]:
         rows = []
-        for number in range(at, at + (1 if at else _CALIBRATION_BATCHES)):
-            batch = batches.batch("calibration", number)  # pictures and conditions are made as in training: in float32
+        number = 1 if at else max(_CALIBRATION_BATCHES, math.ceil(_CALIBRATION_SAMPLES / batches.batch_size))
+        for update, piece in itertools.product(range(at, at + number), range(batches.num_pieces)):
+            batch = batches.batch("calibration", update, piece)  # made as for training: in float32
             with accelerator.autocast():
                 norms = step.gradient_norms(batch)
             rows.append(torch.tensor(list(norms.values()), device=accelerator.device))

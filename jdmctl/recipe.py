@@ -242,5 +242,5 @@ class Recipe(Section):
 
     @property
     def guidance_weight(self) -> float:
-        """Of decoupled guidance beside a teacher without any: at equal times the two forms are then one."""
+        """Of decoupled guidance beside a teacher without any: at equal times, with weight `kl`, both forms are one."""
         return self.objective.guidance_scale - 1 if self.objective.guidance == "decoupled" else 0.0

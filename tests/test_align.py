@@ -16,6 +16,8 @@ from jdmctl.cli.align import _rewards
 from jdmctl.cli.training import plan
 from jdmctl.errors import JdmError, RecipeError
 from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
+from jdmctl.training.samples import StudentPictures
+from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.watch import Watch
 
 QUICK = (
@@ -200,6 +202,30 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, many_photos, 
     states = [json.loads(next(folder.glob("*.json")).read_text()) for folder in (whole, half)]
     assert states[0]["extra"]["watch"] == states[1]["extra"]["watch"]
     assert len(states[0]["extra"]["watch"]["history"]) == 5
+
+
+def test_a_run_does_not_go_on_with_other_rewards(in_tiny_world, many_photos, jdmctl, jdmctl_command):
+    """And says so before its recipe is another one."""
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET)
+    jdmctl("align", *words, "-o", "run")
+    AcceleratorState._reset_state()
+    code, _, err = jdmctl_command("align", "run", "--resume", "--reward", "warmth", "--num-steps", 3)
+    assert code == 1 and "calibrated for brightness, and is to go on with warmth" in err
+    assert load_recipe("run").rewards[0].name == "brightness"
+
+
+def test_prompts_alone_are_compared_with_the_teacher(in_tiny_world, jdmctl, monkeypatch):
+    """Not with what the student draws, of which no second one is kept; and weights rest on 32 samples, all pieces."""
+    Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(24)))
+    drawn, calibrated, norms = [], [], JDMStep.gradient_norms
+    monkeypatch.setattr(StudentPictures, "image", lambda self, index: drawn.append(index))
+    monkeypatch.setattr(
+        JDMStep, "gradient_norms", lambda self, batch: calibrated.append(len(batch)) or norms(self, batch)
+    )
+    words = ("--student", "tiny", "--teacher", "tiny", "--data", "prompts.txt", "--reward", "brightness", *SET)
+    jdmctl("align", *words, "--set", "training.gradient_accumulation_steps=4", "-o", "run")
+    assert not drawn and calibrated == [1] * 32
+    assert records("run", "validation")[0]["kid"] > 0
 
 
 def test_alarms_end_a_run_and_tell_why(in_tiny_world, many_photos, jdmctl, monkeypatch):

@@ -12,11 +12,11 @@ from toy_training import TEACHER, ToyBatches, ToyStep, Watcher, stages, train
 
 from jdmctl.errors import JdmError, MissingWeightsError, NonFiniteLossError, RunInterrupted
 from jdmctl.training import interrupt
-from jdmctl.training.calibration import calibrated_weights, is_level, rebalanced_weights
+from jdmctl.training.calibration import Balance, calibrated_weights, is_level, rebalanced_weights
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.ema import MovingAverage
 from jdmctl.training.plan import Rate
-from jdmctl.types import Losses
+from jdmctl.types import EnergyWeights, Losses
 
 
 class StopAt(Watcher):
@@ -228,6 +228,23 @@ def test_the_latest_of_those_as_good_as_the_best_is_chosen(tmp_path):
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["step-000020", "step-000030"]
 
 
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path):
+    """Unless there is no other: something must be left."""
+    scores = {10: float("nan"), 20: -2.0, 30: float("nan")}
+    step = ToyStep()
+
+    class Breaks(Watcher):
+        def validate(self):
+            return {"score": scores.get(step.calls.count("student"), 0.0)}
+
+    state, _ = train(tmp_path / "some", step, stages(step, 0, 30), watcher=Breaks(step))
+    assert state.best["name"] == "step-000020"
+    scores[20] = float("nan")
+    step = ToyStep()
+    state, _ = train(tmp_path / "none", step, stages(step, 0, 30), watcher=Breaks(step))
+    assert state.best["name"] == "step-000010"
+
+
 def test_validation_and_previews_see_the_average(tmp_path):
     step = ToyStep()
     seen = []
@@ -304,8 +321,44 @@ def test_calibrated_weights():
 
 
 def test_a_gradient_that_vanishes_cannot_be_calibrated():
-    with pytest.raises(JdmError, match="canny has no gradient"):
+    with pytest.raises(JdmError, match="canny has no gradient") as refused:
         calibrated_weights({"fidelity": 1.0, "canny": 0.0}, {"canny": 1.0})
+    assert "threshold be reached" in refused.value.hint
+    with pytest.raises(JdmError, match="its norm is nan") as refused:
+        calibrated_weights({"fidelity": 1.0, "canny": float("nan")}, {"canny": 1.0})
+    assert "ordinary pictures" in refused.value.hint
+
+
+def balance(norms, **ratios) -> Balance:
+    weights = EnergyWeights(dict.fromkeys(ratios, 0.0))
+    return Balance(weights, ratios, dict.fromkeys(ratios, 0), lambda step: norms, is_continuous=True)
+
+
+def test_another_ratio_moves_a_resumed_run_s_weight():
+    before = balance({"fidelity": 2.0, "warmth": 0.5}, warmth=1.0)
+    before.calibrate()
+    after = balance({}, warmth=0.25)
+    after.load_state_dict(before.state_dict())
+    assert before.lambdas == {"warmth": 4.0} and after.lambdas == {"warmth": 1.0}
+    former = balance({}, warmth=0.25)
+    former.load_state_dict({"lambdas": {"warmth": 4.0}})  # as kept before ratios were
+    assert former.lambdas == {"warmth": 4.0}
+    with pytest.raises(JdmError, match="calibrated for warmth, and is to go on with contrast"):
+        balance({}, contrast=1.0).load_state_dict(before.state_dict())
+    without = balance({"fidelity": 1.0, "warmth": 1.0}, warmth=0.0)
+    without.calibrate()
+    with pytest.raises(JdmError, match="of no weight was warmth"):
+        balance({}, warmth=1.0).load_state_dict(without.state_dict())
+
+
+def test_a_reward_whose_threshold_all_pictures_reach_keeps_its_weight():
+    """It has no gradient then; the other's lambda moves a fifth of the way from 1 to 32."""
+    norms = {"fidelity": 1.0, "warmth": 1.0, "contrast": 1.0}
+    both = balance(norms, warmth=1.0, contrast=1.0)
+    both.calibrate()
+    norms |= {"warmth": 0.0, "contrast": 1 / 32}
+    both.before_step(10)
+    assert both.lambdas == {"warmth": 1.0, "contrast": pytest.approx(2.0)}
 
 
 def test_rebalancing_is_a_geometric_step():

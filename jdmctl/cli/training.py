@@ -31,7 +31,7 @@ def plan(
 ) -> tuple[Recipe, Path]:
     """The recipe to run and the folder to run it in; a resumed run keeps its own recipe, but for the changes.
 
-    A finished run that knows no rewards, and is given some, is where the new run starts from.
+    A finished run that is given rewards is where the new run starts from.
 
     Raises RecipeError for a recipe that is not valid, or that another command runs.
     """
@@ -49,7 +49,7 @@ def plan(
     if source:
         values = read_values(source)
         is_run = not resume and (Path(source) / RECIPE_FILE).is_file()
-        if is_run and changes.get("rewards") and not values.get("rewards"):
+        if is_run and changes.get("rewards"):
             values = start_from(Path(source), values)
     elif changes:
         source = "the recipe made from these options"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,13 +27,14 @@ def calibrated_weights(norms: Mapping[str, float], ratios: Mapping[str, float]) 
     """lambda_k = ratio_k * |grad fidelity| / |grad E_k|: a control's weight in the unit of a recipe.
 
     `norms` are mean per-sample gradient norms at the student's output with every lambda = 1.
-    Raises JdmError if an energy has no gradient to weigh.
+    Raises JdmError if an energy has no gradient to weigh, or none that is finite.
     """
     for name, ratio in ratios.items():
-        if ratio and not norms[name] > 0:
+        if ratio and not 0 < norms[name] < math.inf:
+            of_zero = "a control's conditions may be blank, a reward's threshold be reached; a ratio of 0 leaves it out"
             raise JdmError(
                 f"the energy of {name} has no gradient at the student's pictures (its norm is {norms[name]})",
-                hint="check the conditions: are they blank? set the control's ratio to 0 to leave it out",
+                hint=of_zero if norms[name] == 0 else f"look at what {name} says of ordinary pictures",
             )
     return {name: ratio * norms["fidelity"] / norms[name] if ratio else 0.0 for name, ratio in ratios.items()}
 
@@ -64,14 +66,24 @@ class Balance:
 
     def before_step(self, step: int) -> None:
         if self.is_continuous and step and step % REBALANCE_STEPS == 0:
-            target = calibrated_weights(self.measure(step), self.ratios)
-            self.lambdas = rebalanced_weights(self.lambdas, target)
+            norms = self.measure(step)
+            told = {name: ratio for name, ratio in self.ratios.items() if norms[name] != 0}  # else all is good enough
+            self.lambdas |= rebalanced_weights(self.lambdas, calibrated_weights(norms, told))
         for name, value in self.lambdas.items():
             ramp = self.ramp_steps[name]
             self.weights[name] = value * min(1.0, (step + 1) / ramp) if ramp else value
 
     def state_dict(self) -> dict[str, Any]:
-        return {"lambdas": self.lambdas}
+        return {"lambdas": self.lambdas, "ratios": dict(self.ratios)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.lambdas = dict(state["lambdas"])
+        """Raises JdmError for other terms than were calibrated; another ratio of one moves its lambda with it."""
+        lambdas, before = dict(state["lambdas"]), state.get("ratios", self.ratios)
+        new = {name for name, ratio in self.ratios.items() if ratio and not before.get(name)}
+        if lambdas and (new or before.keys() != self.ratios.keys()):
+            raise JdmError(
+                f"the run was calibrated for {', '.join(before)}, and is to go on with {', '.join(self.ratios)}"
+                + (f"; of no weight was {', '.join(sorted(new))}" if before.keys() == self.ratios.keys() else ""),
+                hint="begin again with another --output: what a resumed run weighs is measured at its start",
+            )
+        self.lambdas = {k: value * self.ratios[k] / before[k] if before[k] else 0.0 for k, value in lambdas.items()}

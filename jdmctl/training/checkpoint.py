@@ -45,15 +45,18 @@ class Checkpoints:
 
     def load(self, path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         """The tensors, by file stem and name, and the state that `save` was given."""
+        state = self.state(path)
         try:
-            state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-            tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-        except (OSError, ValueError, SafetensorError) as error:
-            raise MissingWeightsError(
-                f"the checkpoint {path} cannot be read: {error}",
-                hint=f"delete {path}; --resume then goes on from the one before it, if there is one",
-            ) from error
-        return tensors, state
+            return {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}, state
+        except (OSError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+
+    def state(self, path: Path) -> dict[str, Any]:
+        """The state alone that `save` was given."""
+        try:
+            return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
 
     def latest(self) -> Path | None:
         """The complete checkpoint that is furthest in the run."""
@@ -68,3 +71,10 @@ class Checkpoints:
         for path in self.folder.glob("[!.]*"):
             if path.name not in keep:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _unreadable(path: Path, error: Exception) -> MissingWeightsError:
+    return MissingWeightsError(
+        f"the checkpoint {path} cannot be read: {error}",
+        hint=f"delete {path}; --resume then goes on from the one before it, if there is one",
+    )

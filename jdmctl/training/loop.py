@@ -197,7 +197,8 @@ class _Loop:
             if is_last or state.step % settings.validate_every_steps == 0:
                 values = dict(self.observer.validate())
                 peak = max(state.best.get("peak", float("-inf")), values["score"])
-                is_best = state.step > 0 and not values["score"] < peak - values.get("score_error", 0.0)
+                is_as_good = values["score"] >= peak - values.get("score_error", 0.0)  # what is not finite never is
+                is_best = state.step > 0 and (is_as_good or not state.best)
                 if is_best:
                     state.best = {"name": name, "peak": peak} | values
                 is_alarmed = values.get("alarm", 0) >= ALARMS_TO_STOP

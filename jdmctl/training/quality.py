@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +48,9 @@ class Quality:
         return texts[:_PREVIEW_ROWS], torch.cat(parts)[:_PREVIEW_ROWS]
 
     def measure(self) -> dict[str, float]:
-        """frechet, kid, precision, recall; the score is -log(frechet)."""
+        """frechet, kid, precision, recall; the score is -kid, which small numbers do not bias towards less variety."""
         found = self.compare(self.features(torch.cat([self.draw(batch).cpu() for batch in self.batches])))
-        return found | {"score": -math.log(max(found["frechet"], 1e-12))}
+        return found | {"score": -found["kid"]}
 
     def compare(self, features: Tensor) -> dict[str, float]:
         """frechet, kid, precision and recall of pictures with features [N, D]."""
@@ -61,10 +60,10 @@ class Quality:
         return {"frechet": frechet, "kid": kernel_distance(features, self.reference), **shares}
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
-        return {name: values[name] for name in ("frechet", "recall")}
+        return {name: values[name] for name in ("kid", "frechet", "recall")}
 
     def watched(self, values: Mapping[str, float]) -> dict[str, float]:
-        return {name: values[name] for name in ("kid", "precision")}
+        return {"precision": values["precision"]}
 
     def warning(self, values: Mapping[str, Any]) -> str:
         return ""

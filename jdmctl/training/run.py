@@ -81,9 +81,13 @@ def train(
     Returns what came out: the products' folders, the best validation's values and the calibrated weights.
     """
     metadata = {"jdmctl_recipe": run.recipe}
+    checkpoints = Checkpoints(folder / "checkpoints", metadata)
+    if resume and (path := checkpoints.latest()):
+        kept = checkpoints.state(path)["extra"]
+        for key in run.extra.keys() & kept.keys():
+            run.extra[key].load_state_dict(kept[key])  # what cannot go on is refused before its recipe is replaced
     if accelerator.is_main_process:
         write_text(folder / RECIPE_FILE, run.recipe)
-    checkpoints = Checkpoints(folder / "checkpoints", metadata)
     state = fit(
         run.stages,
         run.batches,
