@@ -76,7 +76,7 @@ def read_values(name: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}", hint="a recipe is a YAML text file") from error
-    values = _read_yaml(text, str(path))
+    values = read_yaml(text, str(path))
     if not isinstance(values, dict):
         raise RecipeError(
             f"{path} is not a recipe: expected `key: value` lines, found {_show(values)}",
@@ -93,7 +93,7 @@ def parse_recipe(
         path, equals, text = override.partition("=")
         if not (path and equals):
             raise RecipeError(f"--set {override}: expected key=value", hint="for example --set training.num_steps=20")
-        set_value(values, path.strip(), _read_yaml(text, f"--set {override}"))
+        set_value(values, path.strip(), read_yaml(text, f"--set {override}"))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -163,7 +163,7 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
-def _read_yaml(text: str, source: str) -> Any:
+def read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader)
     except yaml.MarkedYAMLError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from jdmctl.cli.sample import _options, _written
 from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.sampling import draw, eight_bit, fingerprint, grid, read_record, save_picture, seed_noise, to_picture
@@ -146,6 +148,20 @@ def pixels(path) -> torch.Tensor:
         return torch.tensor(list(picture.get_flattened_data()))
 
 
+def words_of(record) -> list[str]:
+    """Of the command that draws it again; it names the world whose student drew."""
+    words = shlex.split(record["command"])
+    if record["student"] == "tiny":
+        assert words.pop(0) == f"JDMCTL_WORLD={os.environ['JDMCTL_WORLD']}"
+    assert words[0] == "jdmctl"
+    return words[1:]
+
+
+@pytest.mark.parametrize("value", [None, True, 3, 1e-05, "a name", "null", "12", "[1", ["a", 0.5]])
+def test_options_are_read_as_they_were_written(value):
+    assert _options([f"depth.scorer={_written(value)}"]) == {"depth": {"scorer": value}}
+
+
 def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl_command, branch, photos):
     """The command in a picture's metadata gives the same pixels, although it was asked for with a
     photo, at another place in a batch and with a scale."""
@@ -169,7 +185,7 @@ def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl_command, branch, 
     assert control["condition_sha256"] == hashlib.sha256(Image.open(control["condition"]).tobytes()).hexdigest()
     assert 0 <= chosen["adherence"]["softedge ssim"] <= 1
 
-    code, _, err = jdmctl_command(*shlex.split(chosen["command"])[1:], "--output", "second")
+    code, _, err = jdmctl_command(*words_of(chosen), "--output", "second")
     assert code == 0, err
     assert torch.equal(pixels("second/000-seed5.png"), pixels(chosen["file"]))
     assert not torch.equal(pixels("second/000-seed5.png"), pixels(records[1]["file"]))
@@ -198,7 +214,7 @@ def test_a_students_file_is_drawn_again_with_its_teacher_time_and_prediction(jdm
     assert code == 0, err
     record = json.loads(out.splitlines()[0])
     assert record["student_time"] == pytest.approx(399 / 999)
-    code, _, err = jdmctl_command(*shlex.split(record["command"])[1:], "--output", "second")
+    code, _, err = jdmctl_command(*words_of(record), "--output", "second")
     assert code == 0, err
     assert torch.equal(pixels("second/000-seed0.png"), pixels(record["file"]))
     code, _, err = jdmctl_command("sample", "--student", "unet.safetensors", "--prompt", "a red box")
@@ -233,6 +249,10 @@ def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl_command, 
     assert [record["prompt"] for record in records] == captions[9:]
     assert last["grid"] == f"{run}/samples/grid.png"
     assert len({record["controls"]["softedge"]["condition_sha256"] for record in records}) == 3
+    before = Path(last["grid"]).read_bytes()
+    _, out, _ = jdmctl_command("sample", run, "--json")  # what is there stays
+    assert json.loads(out.splitlines()[-1])["grid"] == f"{run}/samples-2/grid.png"
+    assert Path(last["grid"]).read_bytes() == before
 
 
 def test_runs_on_one_student_are_composed(jdmctl_command, branch, photos):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
+import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +76,7 @@ def sample(
             requests = studio.held_out(_PREVIEW_SAMPLES)
         else:
             requests = studio.asked(prompt or [""], photos, maps)
-        folder = output or Path(runs[0] if runs else "", "samples")
+        folder = output or _new_folder(Path(runs[0] if runs else "", "samples"))
         wanted = [(request, first + i) for request in requests for first in seed for i in range(num)]
         for record in draw_and_save(studio, wanted, scales, folder):
             out.result(record, f"{record['file']}  {_caption(record)}")
@@ -126,8 +130,10 @@ def _record(
     from jdmctl import __version__, sampling
     from jdmctl.build import resolve
     from jdmctl.families import FAMILIES
+    from jdmctl.tinyworld.world import is_of_world
 
     model, time = studio.model, studio.family.student.student_time
+    world = os.environ.get("JDMCTL_WORLD", "") if is_of_world(model.student) else ""
     command = ["jdmctl", "sample", "--student", model.student, "--student-time", str(time)]
     command += ["--teacher", model.teacher] if model.teacher != resolve(model.student, "student") else []
     command += ["--family", model.family] if model.family not in FAMILIES else []
@@ -150,7 +156,7 @@ def _record(
         command += ["--controlnet", f"{name}={branch}", "--condition", f"{name}={path}"]
         command += ["--scale", f"{name}={scales.get(name, 1.0)}"]
         for key, value in options.items():
-            command += ["--option", f"{name}.{key}={value}"]
+            command += ["--option", f"{name}.{key}={_written(value)}"]
     return {
         "jdmctl": __version__,
         "prompt": prompt,
@@ -160,8 +166,16 @@ def _record(
         "student_time": time,
         "student_lora": str(studio.student_lora) if studio.student_lora else None,
         "controls": controls,
-        "command": shlex.join(command),
+        "command": shlex.join(command) if not world else f"JDMCTL_WORLD={shlex.quote(world)} {shlex.join(command)}",
     }
+
+
+def _written(value: Any) -> str:
+    """An option's value as --option reads it."""
+    from jdmctl.recipe_files import read_yaml
+
+    is_plain = isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) and read_yaml(value, "") == value
+    return value if is_plain else json.dumps(value)
 
 
 def _caption(record: Mapping[str, Any]) -> str:
@@ -212,15 +226,21 @@ def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:
     return pairs
 
 
+def _new_folder(wanted: Path) -> Path:
+    """The folder, or wanted-2, wanted-3 ..., whichever holds nothing yet: pictures of another call stay."""
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in itertools.count(2))
+    return next(folder for folder in itertools.chain([wanted], numbered) if not any(folder.glob("*")))
+
+
 def _options(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    import yaml
+    from jdmctl.recipe_files import read_yaml
 
     options: dict[str, dict[str, Any]] = {}
     for text, value in _pairs(texts, "--option").items():
         name, dot, key = text.partition(".")
         if not (dot and key):
             raise BadInputError(f"--option {text}={value}: expected NAME.KEY=VALUE", hint="as in depth.network=FOLDER")
-        options.setdefault(name, {})[key] = yaml.safe_load(value)
+        options.setdefault(name, {})[key] = read_yaml(value, f"--option {text}")
     return options
 
 
