@@ -370,19 +370,20 @@ def test_unknown_names_and_options():
 
 
 def test_another_package_registers_a_reward(tmp_path, monkeypatch):
-    (tmp_path / "taste.py").write_text("class Taste:\n    name = 'taste'\n    description = 'mine'\n")
+    (tmp_path / "taste.py").write_text("class Taste:\n    name = 'taste'\n    description = 'mine'\n\n\nclass Bare: ...\n")
     info = tmp_path / "my_taste-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-taste\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[jdmctl.rewards]\ntaste = taste:Taste\nbroken = taste:Absent\n")
+    (info / "entry_points.txt").write_text("[jdmctl.rewards]\ntaste = taste:Taste\nbroken = taste:Absent\nbare = taste:Bare\n")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    assert set(reward_names()) == {*REWARDS, "taste", "broken"}
+    assert set(reward_names()) == {*REWARDS, "taste", "broken", "bare"}
     assert load_reward("taste").name == "taste"
     rows = {row["name"]: row for row in describe_rewards()}
     assert rows["taste"] == {"name": "taste", "options": "", "from": "my-taste", "description": "mine"}
     assert rows["pickscore"]["options"] == "folder, [processor]"
     assert "cannot be imported" in rows["broken"]["description"]
+    assert rows["bare"]["description"] == "it does not say what it is"
 
 
 def test_rewards_are_listed(monkeypatch, capsys):
