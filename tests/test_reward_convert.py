@@ -176,7 +176,7 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     "other",
-    [{"width": 32}, {"text_width": 24}, {"layers": 1}, {"text_layers": 3}, {"px": 40}, {"patch": 4}, {"vocabulary": 49}],
+    [{"width": 32}, {"text_width": 24}, {"layers": 1}, {"text_layers": 3}, {"px": 40}, {"patch": 4}],
 )
 def test_a_clip_of_another_size_is_no_hps(tmp_path, monkeypatch, other):
     """No shape tells how many heads it has, or which GELU: OpenAI's ViT-L-14 has other ones of both."""

@@ -402,11 +402,13 @@ def test_unknown_names_and_options():
 
 
 def test_another_package_registers_a_reward(tmp_path, monkeypatch):
-    (tmp_path / "taste.py").write_text("class Taste:\n    name = 'taste'\n    description = 'mine'\n\n\nclass Bare: ...\n")
+    code = "class Bare: ...\n\n\nclass Taste:\n    name = 'taste'\n    description = 'mine'\n"
+    (tmp_path / "taste.py").write_text(code)
     info = tmp_path / "my_taste-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-taste\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[jdmctl.rewards]\ntaste = taste:Taste\nbroken = taste:Absent\nbare = taste:Bare\n")
+    points = "taste = taste:Taste\nbroken = taste:Absent\nbare = taste:Bare\n"
+    (info / "entry_points.txt").write_text(f"[jdmctl.rewards]\n{points}")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
     assert set(reward_names()) == {*REWARDS, "taste", "broken", "bare"}

@@ -43,6 +43,21 @@ def load_network(class_name: str, source: str, what: str) -> Any:
     return network.float().eval().requires_grad_(False)
 
 
+def run_network(network: Any, source: str, pixels: Any, **options: Any) -> Any:
+    """What a network of `load_network` makes of pixels [B, 3, h, w].
+
+    Raises:
+        BadInputError: it takes another size, and no preprocessor_config.json says which.
+    """
+    try:
+        return network(pixel_values=pixels, **options)
+    except ValueError as problem:
+        raise BadInputError(
+            f"{source} does not take pictures of {pixels.shape[-1]} x {pixels.shape[-2]} px: {first_line(problem)}",
+            hint="put the model's preprocessor_config.json, which says its size, mean and std, into the folder",
+        ) from problem
+
+
 def load_tokenizer(source: str) -> Any:
     """Raises MissingWeightsError if `source` holds none."""
     from transformers import AutoTokenizer

@@ -23,7 +23,7 @@ Fit = Literal["crop", "pad"]
 class Preprocessing(nn.Module):
     """Resize, crop and normalise as a `preprocessor_config.json` says.
 
-    `crop_pct` is ConvNeXT's and PoolFormer's: they resize to the size divided by it, and cut the size out of the middle.
+    `crop_pct` is ConvNeXT's and PoolFormer's: they resize to the size divided by it, and cut out the middle.
     Antialiased bicubic of torch has the kernel of PIL's; PIL also rounds to 8 bits, here nothing is.
     `fit` "pad" makes the whole picture fit into the square instead, with black around it.
     """
