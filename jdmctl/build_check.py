@@ -17,8 +17,9 @@ def check_options(recipe: Recipe) -> None:
         check_control_options(control.name, control.options, is_whole=True)
         if control.options and not any(isinstance(value, str) for value in control.options.values()):
             load_control(control.name, **control.options)
-    for reward in (*recipe.rewards, *recipe.heldout_rewards):
-        check_reward_options(reward.name, reward.options, is_whole=True)
+    for section, rewards in (("rewards", recipe.rewards), ("heldout_rewards", recipe.heldout_rewards)):
+        for reward in rewards:
+            check_reward_options(reward.name, reward.options, is_whole=True, place=f"{section}.{reward.called}")
 
 
 def check_data(recipe: Recipe) -> None:

@@ -23,6 +23,7 @@ from jdmctl.build import (
     build_roles,
     prepare_student,
 )
+from jdmctl.build_check import check_options
 from jdmctl.build_data import build_samples
 from jdmctl.build_memory import cache_latents, cache_prompts
 from jdmctl.build_quality import build_approval, build_quality, validation_batches
@@ -62,6 +63,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         )
     if recipe.memory.optimizer == "adamw_8bit":
         eight_bit()  # what is not installed is told before anything is loaded
+    check_options(recipe)
     controls = build_controls(recipe, device)
     family = build_roles(recipe, device)
     train_samples, val_samples, buckets = build_samples(recipe, family, controls, device)

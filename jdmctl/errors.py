@@ -11,6 +11,11 @@ class JdmError(Exception):
         self.hint = hint
 
 
+def first_line(problem: BaseException) -> str:
+    """Of what a library says of an error; of one that says nothing, what it is."""
+    return (str(problem).strip() or repr(problem)).splitlines()[0]
+
+
 class RecipeError(JdmError):
     """A recipe that cannot be read, or whose values cannot be used."""
 

@@ -55,15 +55,16 @@ class Registry:
                 f"the {self.what} '{name}' cannot be made with {given}: {problem}", hint="give another value"
             ) from problem
 
-    def check(self, name: str, options: Mapping[str, Any], is_whole: bool = True) -> None:
+    def check(self, name: str, options: Mapping[str, Any], is_whole: bool = True, place: str = "") -> None:
         """Whether the class of that name takes these options; nothing is made.
 
-        Without `is_whole` others may still come. Raises JdmError as `make` does, as far as can be told without making.
+        Without `is_whole` others may still come. `place` is where a recipe has it, for hints: controls.canny. Raises
+        JdmError as `make` does, as far as can be told without making.
         """
         known = inspect.signature(self._class(name)).parameters
         self._check_options(name, known, options)
         if is_whole:
-            self._require_all(name, known, options)
+            self._require_all(name, known, options, place or f"{self.what}s.{name}")
 
     def get(self, name: str) -> Any:
         """The class of that name. Raises JdmError if nothing has it, or it cannot be imported."""
@@ -83,7 +84,7 @@ class Registry:
             except JdmError as problem:
                 yield row | {"description": str(problem)}, None
             else:
-                yield row | {"description": found.description}, found
+                yield row | {"description": getattr(found, "description", "it does not say what it is")}, found
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         installed = {point.name: point for point in entry_points(group=self.group)}
@@ -118,14 +119,14 @@ class Registry:
                     hint=f"give {wanted}" + ("" if default in (Parameter.empty, None) else f", such as {default}"),
                 )
 
-    def _require_all(self, name: str, known: Mapping[str, Parameter], options: Mapping[str, Any]) -> None:
+    def _require_all(self, name: str, known: Mapping[str, Parameter], options: Mapping[str, Any], place: str) -> None:
         required = [key for key, value in known.items() if value.default is value.empty]
         missing = [option for option in required if option not in options]
         if missing:
             raise JdmError(
                 f"the {self.what} '{name}' needs the option{'s' * (len(missing) > 1)} {', '.join(missing)}",
                 hint=f"give options: {{{missing[0]}: ...}} beside the {self.what}'s name in the recipe, or "
-                f"--set {self.what}s.{name}.options.{missing[0]}=...",
+                f"--set {place}.options.{missing[0]}=...",
             )
 
 

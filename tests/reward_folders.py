@@ -15,6 +15,8 @@ from transformers import (
     CLIPTokenizer,
     ResNetConfig,
     ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessorPil,
 )
 
@@ -62,6 +64,17 @@ def write_classifier(folder: Path, seed=0, preprocessor=True) -> Path:
         ViTImageProcessorPil(size={"height": PX, "width": PX}, resample=2, image_mean=[0.1, 0.2, 0.3]).save_pretrained(
             folder
         )
+    return folder
+
+
+def write_vit(folder: Path, preprocessor=False) -> Path:
+    """A classifier of tokens, which takes pictures of one size."""
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                       image_size=PX, patch_size=8, num_labels=3)  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(folder)
+    if preprocessor:
+        ViTImageProcessorPil(size={"height": PX, "width": PX}).save_pretrained(folder)
     return folder
 
 

@@ -18,6 +18,7 @@ from jdmctl.feedback import page
 from jdmctl.feedback.journal import Journal
 from jdmctl.feedback.pairs import read_pairs
 from jdmctl.feedback.session import Session, Shown, drawn, pairs_of_folder, pairs_of_student
+from jdmctl.recipe_sections import Model
 
 CHOICE = {"prompt": "p", "image_a": "x.png", "image_b": "y.png", "preferred": "a"}
 
@@ -117,6 +118,23 @@ def test_pictures_of_one_text_are_paired_once(album):
     assert len(pairs_of_folder(album, 2, seed=0)) == 2
 
 
+def test_a_picture_that_is_listed_twice_is_not_compared_with_itself(album):
+    metadata = album / "metadata.jsonl"
+    metadata.write_text(metadata.read_text() * 2 + '{"file_name": "./0.png", "text": "a cat"}\n')
+    pairs = pairs_of_folder(album, 100, seed=0)
+    files = [file for pair in pairs for file in (pair.image_a, pair.image_b)]
+    assert len(files) == len(set(files)) == 6
+
+
+def test_what_is_collected_without_captions_is_read(album):
+    rows = [{"file_name": f"{number}.png", "text": ""} for number in range(8)]
+    (album / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    session = folder_session(album)
+    for number in range(4):
+        session.choose(number, "a")
+    assert {pair.prompt for pair in read_pairs(album.parent / "choices.jsonl")} == {""}
+
+
 def test_a_folder_without_pairs(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a"}\n')
@@ -176,11 +194,57 @@ def test_a_student_draws_what_is_asked_for_when_it_is_asked_for(tmp_path):
     assert len(drawings) == 2 and {seed for _, seed in drawings} == {0, 1}
     session.choose(0, "a")
     record = json.loads((tmp_path / "choices.jsonl").read_text())
-    assert record["image_a"].startswith("pictures/00000-seed") and {record["seed_a"], record["seed_b"]} == {0, 1}
+    assert record["image_a"].startswith("pictures/00000-") and {record["seed_a"], record["seed_b"]} == {0, 1}
     seeds = [dict(pair.about) for pair in pairs]
     assert len({seed for about in seeds for seed in about.values()}) == 100
     assert 10 < sum(about["seed_a"] < about["seed_b"] for about in seeds) < 40
     assert [pair.prompt for pair in pairs[:3]] == ["p", "q", "p"]
+
+
+@pytest.mark.parametrize("prompts, student", [(["p", "changed"], "s"), (["p", "q"], "another")])
+def test_what_was_drawn_of_another_prompt_or_student_is_not_taken_up(tmp_path, prompts, student):
+    """The first pair's choice is kept where prompt and student are the same; a changed one's is asked for again."""
+    shown = []
+
+    def session(prompts, student):
+        def draw(prompt, seed):
+            shown.append((student, prompt))
+            return Image.new("RGB", (8, 8))
+
+        pairs = pairs_of_student(prompts, 2, 0, tmp_path / "pictures", student)
+        return Session(pairs, Journal(tmp_path / "choices.jsonl"), lambda pair: drawn(pair, draw))
+
+    first = session(["p", "q"], "s")
+    for number in range(2):
+        first.current()
+        first.choose(number, "a")
+    shown.clear()
+    again = session(prompts, student)
+    assert again.num_before == (1 if student == "s" else 0)
+    for number in range(2 - again.num_before):
+        again.current()
+        again.choose(number, "b")
+    assert shown == [(student, prompt) for prompt in prompts[again.num_before :] for _ in range(2)]
+    records = [(record["prompt"], record["image_a"]) for record in Journal(tmp_path / "choices.jsonl").records]
+    assert len(set(records)) == len(records) == 4 - again.num_before
+
+
+def test_a_student_is_known_by_its_weights_and_its_call(tmp_path):
+    """Not by where it lies: a folder that is trained on is another student, a copy is the same."""
+    for name in ("one", "copy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text("1")
+
+    def known(folder="one", **call):
+        place = str(tmp_path / folder)
+        return reward._known_by(SimpleNamespace(model=Model(teacher=place, student=place, **call), student_lora=None))
+
+    before = known()
+    assert known("copy") == before != known(student_time=0.5)
+    (tmp_path / "one" / "weights").write_text("2")
+    assert known() != before == known("copy")
+    hub = SimpleNamespace(model=Model(teacher="a/b", student="a/c"), student_lora=tmp_path / "copy")
+    assert json.loads(reward._known_by(hub))[1:3] == ["a/b", "a/c"]
 
 
 def test_the_command_draws_from_a_student(in_tiny_world):
@@ -193,6 +257,8 @@ def test_the_command_draws_from_a_student(in_tiny_world):
     assert pair.image_a.parent == pictures
     session.choose(0, "a")
     assert open_session(*args)[1].num_before == 1
+    (in_tiny_world / "prompts.txt").write_text("a white cube\na blue cube\n")
+    assert open_session(*args)[1].num_before == 0
     assert read_pairs("choices.jsonl")[0].prompt == "a red cone"
     with pytest.raises(BadInputError, match="a student needs prompts"):
         open_session("tiny", Path("c.jsonl"), None, 4, 0, 1.0, "cpu")

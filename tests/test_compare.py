@@ -286,6 +286,16 @@ def test_what_a_reward_is_pursued_with_instead_of_fidelity(recipe, tmp_path):
     assert {cell.command for cell in cells.values()} == {"align"}
 
 
+def test_what_gives_up_fidelity_gives_up_all_that_is_within_it(recipe, tmp_path):
+    """A recipe with guidance beside fidelity, a critic's verdict and another divergence is compared with, too."""
+    Path(recipe).write_text(TASTE)
+    common = ["objective.guidance=decoupled", "objective.divergence=js", "objective.gan_weight=0.01"]
+    for cell in plan(recipe, common, entries("reward-only", "reward-l2"), tmp_path):
+        objective = cell.recipe.objective
+        assert (objective.fidelity, objective.guidance, objective.gan_weight) == (False, "coupled", 0)
+        assert objective.divergence == "reverse-kl" and not cell.recipe.needs_critic
+
+
 def test_a_search_without_a_reward_is_refused_before_anything_is_trained(recipe, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["jdmctl", "compare", recipe, "--best-of", "4"])
     with pytest.raises(BadInputError, match="search for what a reward likes: quick.yaml has none"):

@@ -1,8 +1,14 @@
 """Options of controls and rewards: names and values are checked where a recipe is, before anything is made of them."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from jdmctl.build_check import check_options
 from jdmctl.build_plan import present_controls
+from jdmctl.build_run import build_run
+from jdmctl.controls import base
 from jdmctl.controls.base import load_control
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError, RecipeError
 from jdmctl.recipe_files import load_recipe
@@ -53,6 +59,25 @@ def test_what_a_class_does_not_say_of_its_options_is_told_when_it_is_made():
 def test_values_are_checked_without_a_recipe_too():
     with pytest.raises(JdmError, match="must be a whole number"):
         load_control("canny", low="abc")
+
+
+@pytest.mark.parametrize("section", ["rewards", "heldout_rewards"])
+@pytest.mark.parametrize("label", ["", "mine"])
+def test_the_hint_names_the_place_that_lacks_an_option(section, label):
+    """Who follows it has a recipe that passes."""
+    changes = ["rewards=[{name: warmth}]", f"{section}=[{{name: clip, label: '{label}'}}]", "student.trainable=full"]
+    accelerator: Any = SimpleNamespace(device="cpu", num_processes=1)
+    with pytest.raises(JdmError, match="'clip' needs the option folder") as refused:
+        build_run(load_recipe("tiny/canny", changes), accelerator)
+    place = refused.value.hint.rpartition("--set ")[2].removesuffix("=...")
+    assert place == f"{section}.{label or 'clip'}.options.folder"
+    check_options(load_recipe("tiny/canny", [*changes, f"{place}=x"]))
+
+
+def test_a_control_that_says_little_of_itself_is_listed(monkeypatch):
+    monkeypatch.setattr(base, "_REGISTRY", Registry("control", "jdmctl.none", {"odd": f"{__name__}:Odd"}))
+    (row,) = base.describe_controls()
+    assert (row["name"], row["description"], row["headline"]) == ("odd", "it does not say what it is", "")
 
 
 def test_the_plan_leaves_out_only_what_is_not_there():

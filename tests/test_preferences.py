@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from PIL import Image
-from reward_folders import WORDS, to_image, write_classifier, write_clip
+from reward_folders import WORDS, to_image, write_classifier, write_clip, write_vit
 
 from jdmctl.cli import app as cli
 from jdmctl.errors import BadInputError, JdmError
@@ -111,6 +111,8 @@ def test_all_problems_are_told_at_once(two_pictures):
         ({"split": ["train"]}, r"split is \['train'\]"),
         ({"image_a": "x" * 400}, "no file"),
         ({"prompt": None}, "no prompt"),
+        ({"image_a": "", "preferred": ""}, "no image_a, preferred"),
+        ({"prompt": "party \ud83d"}, r"prompt 'party \\ud83d' is cut within a letter"),
     ],
 )
 def test_odd_values_are_sentences(two_pictures, changes, told):
@@ -230,6 +232,21 @@ def test_accuracy_resamples_prompts():
     assert (once.low, once.high) == (copies.low, copies.high)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 5, 20])
+def test_that_all_held_out_prompts_agree_is_no_certainty(number):
+    """n of n right: Wilson's interval begins at n / (n + 1.96^2), however many choices each prompt has."""
+    estimate = bradley_terry.accuracy(torch.ones(4 * number), torch.ones(4 * number), torch.arange(4 * number) // 4)
+    assert (estimate.value, estimate.high, estimate.n) == (1, 1, number)
+    assert estimate.low == pytest.approx(number / (number + 1.96**2))
+
+
+def test_few_prompts_are_no_narrower_than_as_many_choices():
+    """8 of 9: resamples alone would begin at 0.67, Wilson's interval at 0.57."""
+    labels = torch.tensor([1.0] * 8 + [0.0])
+    estimate = bradley_terry.accuracy(torch.ones(9), labels, torch.arange(9))
+    assert estimate.low == wilson(8, 9).low and estimate.high >= wilson(8, 9).high
+
+
 def test_reliability_by_hand():
     """Logits +-log 3 foretell 3/4 for the likelier one. It wins in 2 of 4, once against a tie: (2 + 1/2) / 4.
 
@@ -300,6 +317,29 @@ def test_places_and_layers_of_a_classifier_are_kept_with_the_reward(taste, tmp_p
         load_encoder(folder, layer=9)(image, [""] * 3)
 
 
+def test_places_and_layers_that_an_encoder_has_not_are_refused(taste, tmp_path):
+    """Tokens have no places on a grid; a CLIP-like encoder gives one vector. Before any features are computed."""
+    tokens = str(write_vit(tmp_path / "vit", preprocessor=True))
+    image = torch.rand(2, 3, 32, 32)
+    assert load_encoder(tokens, layer=1)(image, [""] * 2).shape == (2, 16)
+    with pytest.raises(BadInputError, match="keeps no places: layer -1 is a list of tokens") as refused:
+        fit_preferences(taste, load_encoder(tokens, grid=2), tmp_path / "reward", progress=lambda *_: pytest.fail())
+    assert "leave --grid out" in refused.value.hint
+    words = str(write_clip(tmp_path / "clip"))
+    for asked in ({"grid": 2}, {"layer": 0}):
+        with pytest.raises(BadInputError, match="is a CLIP-like model, which gives one vector"):
+            load_encoder(words, **asked)
+
+
+def test_a_classifier_of_one_size_that_nothing_says(taste, tmp_path):
+    folder = str(write_vit(tmp_path / "vit"))
+    with pytest.raises(BadInputError, match="does not take pictures of 64 x 64 px: Input image size") as refused:
+        fit_preferences(taste, load_encoder(folder), tmp_path / "reward", progress=lambda *_: pytest.fail())
+    assert "preprocessor_config.json" in refused.value.hint
+    with pytest.raises(BadInputError, match="does not take pictures of 40 x 24 px"):
+        load_reward("classifier", folder=folder, label=0)(torch.rand(1, 3, 24, 40), [""])
+
+
 def test_the_same_seed_gives_the_same_reward(taste, tmp_path):
     for name in ("one", "two"):
         fit_preferences(taste, MeanColor(), tmp_path / name, resolution_px=16, seed=3)
@@ -319,6 +359,34 @@ def test_a_stated_split_is_kept():
     assert split_by_prompt(pairs, 0.5, 0).tolist() == [False, False, False, True, False]
 
 
+def test_taste_in_pictures_alone(two_pictures):
+    """Without a prompt pairs are independent that no picture links: w against x and x against y are not."""
+    for name in "wuv":
+        Image.new("RGB", (8, 8)).save(two_pictures / f"{name}.png")
+    couples = ("wx", "uv", "xy", "vu")
+    for kind in ("jsonl", "csv"):
+        file = write_rows(two_pictures, [row(" ", f"{a}.png", f"{b}.png", "a") for a, b in couples], kind)
+        pairs = read_pairs(file)
+        assert check_pairs(pairs).num_prompts == 2
+        one, other, *rest = split_by_prompt(pairs, 0.5, seed=0).tolist()
+        assert rest == [one, other] and one != other
+        with pytest.raises(BadInputError, match="all 1 pairs have one set of pictures and no prompt"):
+            split_by_prompt(pairs[:1], 0.5, 0)
+    sides = [("wx", "train"), ("xy", "held_out"), ("uv", "train")]
+    file = write_rows(two_pictures, [row("", f"{a}.png", f"{b}.png", "a", split=side) for (a, b), side in sides])
+    with pytest.raises(BadInputError, match=r"line 2: what is compared with \S+w.png is held out, but line 1 trains"):
+        read_pairs(file)
+
+
+def test_a_taste_without_prompts_is_learnt(taste, tmp_path):
+    rows = [json.loads(line) | {"prompt": ""} for line in taste.read_text().splitlines()[:60]]
+    for one in rows:
+        one |= {side: str(taste.parent / one[side]) for side in ("image_a", "image_b")}
+    report = fit_preferences(write_rows(tmp_path, rows), MeanColor(), tmp_path / "reward", resolution_px=16)
+    assert (report.data.num_prompts, report.held_out_accuracy.n) == (60, 12)
+    assert report.held_out_accuracy.value > 0.6
+
+
 def test_too_little_data(two_pictures):
     file = write_rows(two_pictures, [row("p", "x.png", "y.png", "a"), row("p", "x.png", "z.png", "a")])
     with pytest.raises(BadInputError, match="all 2 pairs have one prompt"):
@@ -334,6 +402,14 @@ def test_pictures_that_cannot_be_read_are_told_at_once(two_pictures):
     pairs = [Pair("p", two_pictures / f"{a}.png", two_pictures / f"{b}.png", 1.0) for a, b in ("xy", "xz", "yz")]
     with pytest.raises(BadInputError, match="2 pictures cannot be read"):
         pair_features(pairs, MeanColor(), 8)
+
+
+def test_a_damaged_first_picture_is_a_sentence(two_pictures):
+    """Its size is asked for where neither the encoder nor the user says one."""
+    (two_pictures / "x.png").write_bytes(b"no picture")
+    file = write_rows(two_pictures, [row(f"p{i}", "x.png", "y.png", "a") for i in range(20)])
+    with pytest.raises(BadInputError, match="x.png is not a picture that can be read"):
+        fit_preferences(file, MeanColor(), two_pictures / "out")
 
 
 def test_each_picture_goes_through_the_encoder_once(two_pictures):

@@ -28,8 +28,8 @@ from jdmctl.rewards.hps import HPS
 from jdmctl.rewards.imagereward import RELEASED, ImageReward, ImageRewardNetwork
 from jdmctl.rewards.open_clip import clip_config, to_clip_model
 
-TINY_CLIP = {"width": 24, "layers": 2, "patch": 8, "px": 32, "dimensions": 20,
-             "text_width": 16, "text_layers": 2, "vocabulary": 50, "context": 12}  # fmt: skip
+TINY_CLIP = {"width": 24, "layers": 2, "heads": 3, "patch": 8, "px": 32, "dimensions": 20,
+             "text_width": 16, "text_layers": 2, "text_heads": 2, "vocabulary": 50, "context": 12}  # fmt: skip
 TINY_BLIP = {"width": 24, "layers": 2, "patch": 8, "px": 32, "text_width": 16, "text_layers": 2,
              "vocabulary": 40, "context": 16}  # fmt: skip
 
@@ -42,9 +42,8 @@ def shapes_of(state):
 
 
 def test_hps_at_full_size_fills_a_clip_model():
-    state = on_meta(open_clip_shapes(VIT_H_14))
-    renamed, unknown = to_clip_model(state)
-    config = clip_config(state, vision_heads=16, text_heads=16)
+    renamed, unknown = to_clip_model(on_meta(open_clip_shapes(VIT_H_14)))
+    config = clip_config(convert.VIT_H_14)
     assert not unknown and config["vision_config"]["image_size"] == 224
     with torch.device("meta"):
         model = CLIPModel(CLIPConfig(**{key: config[key] for key in ("vision_config", "text_config")},
@@ -63,7 +62,7 @@ def test_hps_gives_open_clips_numbers():
     """Two pictures and two texts, the second shorter, through both sets of names."""
     state = random_state(open_clip_shapes(TINY_CLIP))
     renamed, _ = to_clip_model(state)
-    config = clip_config(state, vision_heads=3, text_heads=2)
+    config = clip_config(TINY_CLIP)
     model = CLIPModel(CLIPConfig(**{key: config[key] for key in ("vision_config", "text_config")},
                                  projection_dim=config["projection_dim"])).eval()  # fmt: skip
     model.load_state_dict(renamed)
@@ -116,11 +115,12 @@ def test_an_aesthetic_predictor(jdmctl_command, tmp_path, suffix):
 
 
 def test_hps_becomes_a_folder_that_the_reward_loads(jdmctl_command, tmp_path, monkeypatch):
-    """A checkpoint in the form of HPSv2's: a pickle with a state_dict in it. The tiny one has 2 heads."""
-    monkeypatch.setattr(convert, "VIT_H_14", {"vision_heads": 3, "text_heads": 2})
+    """A checkpoint in the form of HPSv2's: a pickle with a state_dict in it."""
     tokens = clip_tokenizer()
     tokens.save_pretrained(tmp_path / "tokens")
-    state = random_state(open_clip_shapes(TINY_CLIP | {"vocabulary": len(tokens)}))
+    size = TINY_CLIP | {"vocabulary": len(tokens)}
+    monkeypatch.setattr(convert, "VIT_H_14", size)
+    state = random_state(open_clip_shapes(size))
     torch.save({"epoch": 3, "state_dict": {name: value.half() for name, value in state.items()}}, tmp_path / "HPS.pt")
     command = ("reward", "convert", tmp_path / "HPS.pt", tmp_path / "hps", "--tokenizer", tmp_path / "tokens")
     code, out, err = jdmctl_command(*command)
@@ -149,7 +149,7 @@ class Trap:
         return print, ("opened",)
 
 
-def test_what_cannot_be_converted(tmp_path, capsys):
+def test_what_cannot_be_converted(tmp_path, monkeypatch, capsys):
     with pytest.raises(BadInputError, match="no file"):
         read_checkpoint(tmp_path / "absent.pt")
     torch.save({"weight": Trap()}, tmp_path / "trap.pt")
@@ -162,12 +162,50 @@ def test_what_cannot_be_converted(tmp_path, capsys):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
     with pytest.raises(BadInputError, match="is no dictionary of weights"):
         read_checkpoint(tmp_path / "list.pt")
-    state = random_state(open_clip_shapes(TINY_CLIP | {"width": 32, "text_width": 32}))
+    torch.save({0: torch.zeros(1)}, tmp_path / "numbered.pt")
+    with pytest.raises(BadInputError, match="is no dictionary of weights"):
+        read_checkpoint(tmp_path / "numbered.pt")
+    monkeypatch.setattr(convert, "VIT_H_14", TINY_CLIP)
+    state = random_state(open_clip_shapes(TINY_CLIP))
     state["surplus"] = state.pop("ln_final.bias")
     torch.save(state, tmp_path / "half.pt")
     with pytest.raises(BadInputError, match="2 weights differ") as caught:
         read_checkpoint(tmp_path / "half.pt")
     assert "surplus is not known" in str(caught.value) and "final_layer_norm.bias is missing" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"width": 32}, {"text_width": 24}, {"layers": 1}, {"text_layers": 3}, {"px": 40}, {"patch": 4}],
+)
+def test_a_clip_of_another_size_is_no_hps(tmp_path, monkeypatch, other):
+    """No shape tells how many heads it has, or which GELU: OpenAI's ViT-L-14 has other ones of both."""
+    monkeypatch.setattr(convert, "VIT_H_14", TINY_CLIP)
+    save_file(random_state(open_clip_shapes(TINY_CLIP | other)), tmp_path / "other.safetensors")
+    with pytest.raises(BadInputError, match="is not the hps that is known") as caught:
+        read_checkpoint(tmp_path / "other.safetensors")
+    assert "only the released ViT-H-14 of HPSv2" in caught.value.hint
+
+
+def test_half_a_clip_is_no_hps(tmp_path):
+    """Against the real sizes: the picture's half alone, one of its matrices cut."""
+    state = random_state(open_clip_shapes(TINY_CLIP))
+    state = {name: value for name, value in state.items() if name.startswith("visual.")}
+    state["visual.transformer.resblocks.0.attn.in_proj_bias"] = torch.zeros(7)
+    save_file(state, tmp_path / "half.safetensors")
+    with pytest.raises(BadInputError, match=r"the hps that is known; \d+ weights differ"):
+        read_checkpoint(tmp_path / "half.safetensors")
+
+
+def test_a_damaged_pickle_is_a_sentence(tmp_path):
+    """Cut anywhere, in either of torch's formats."""
+    for number, zipped in enumerate((False, True)):
+        torch.save(random_state(aesthetic_shapes(4)), tmp_path / "whole.pt", _use_new_zipfile_serialization=zipped)
+        content = (tmp_path / "whole.pt").read_bytes()
+        for length in (*range(0, 40, 3), len(content) // 2, len(content) - 1):
+            (tmp_path / f"{number}.pt").write_bytes(content[:length])
+            with pytest.raises(MissingWeightsError, match=r"or is damaged: not opened \(.+\)"):
+                read_checkpoint(tmp_path / f"{number}.pt")
 
 
 def test_a_tokenizer_with_more_words_than_the_weights(tmp_path, monkeypatch):

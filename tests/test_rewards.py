@@ -21,7 +21,14 @@ from reward_folders import (
 )
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
-from transformers import AutoImageProcessor, AutoModelForImageClassification, AutoTokenizer, CLIPModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    AutoTokenizer,
+    CLIPModel,
+    ConvNextImageProcessorPil,
+    PoolFormerImageProcessorPil,
+)
 
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
 from jdmctl.rewards import REWARDS
@@ -211,6 +218,31 @@ def test_sizes_as_old_and_new_files_write_them(settings, size):
     assert Preprocessing(settings)(torch.rand(1, 3, 20, 40)).shape[-2:] == size
 
 
+@pytest.mark.parametrize("size", [{"height": 40, "width": 40}, {"height": 37, "width": 90}])
+@pytest.mark.parametrize(
+    "processor",
+    [
+        ConvNextImageProcessorPil(size={"shortest_edge": 28}, crop_pct=0.875),  # to 32, and cut
+        ConvNextImageProcessorPil(size={"shortest_edge": 384}, resample=2),  # no cut from here on
+        PoolFormerImageProcessorPil(size={"shortest_edge": 27}, crop_size={"height": 24, "width": 24}, crop_pct=0.9),
+    ],
+)
+def test_crop_pct_is_that_of_transformers(processor, size):
+    found = pictures(**size)
+    expected = processor(found, return_tensors="pt").pixel_values
+    values = Preprocessing(processor.to_dict())(to_image(found))
+    torch.testing.assert_close(values, expected, atol=0.05, rtol=0)
+
+
+def test_one_mean_may_stand_for_three():
+    image = torch.rand(1, 3, 4, 4)
+    torch.testing.assert_close(Preprocessing({"image_mean": 0.5, "image_std": 0.25})(image), (image - 0.5) / 0.25)
+    assert torch.equal(Preprocessing({"image_mean": None, "do_normalize": False})(image), image)
+    for wrong in ([0.5], None, "half", [0.5, 0.5, None]):
+        with pytest.raises(BadInputError, match="has an image_mean that is not known"):
+            Preprocessing({"image_mean": wrong})
+
+
 def test_preprocessing_that_cannot_be_done():
     with pytest.raises(BadInputError, match="asks for resampling 0"):
         Preprocessing({"resample": 0})
@@ -370,19 +402,22 @@ def test_unknown_names_and_options():
 
 
 def test_another_package_registers_a_reward(tmp_path, monkeypatch):
-    (tmp_path / "taste.py").write_text("class Taste:\n    name = 'taste'\n    description = 'mine'\n")
+    code = "class Bare: ...\n\n\nclass Taste:\n    name = 'taste'\n    description = 'mine'\n"
+    (tmp_path / "taste.py").write_text(code)
     info = tmp_path / "my_taste-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-taste\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[jdmctl.rewards]\ntaste = taste:Taste\nbroken = taste:Absent\n")
+    points = "taste = taste:Taste\nbroken = taste:Absent\nbare = taste:Bare\n"
+    (info / "entry_points.txt").write_text(f"[jdmctl.rewards]\n{points}")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    assert set(reward_names()) == {*REWARDS, "taste", "broken"}
+    assert set(reward_names()) == {*REWARDS, "taste", "broken", "bare"}
     assert load_reward("taste").name == "taste"
     rows = {row["name"]: row for row in describe_rewards()}
     assert rows["taste"] == {"name": "taste", "options": "", "from": "my-taste", "description": "mine"}
     assert rows["pickscore"]["options"] == "folder, [processor]"
     assert "cannot be imported" in rows["broken"]["description"]
+    assert rows["bare"]["description"] == "it does not say what it is"
 
 
 def test_rewards_are_listed(monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError, JdmError
 
 if TYPE_CHECKING:
+    from jdmctl.cli.studio import Studio
     from jdmctl.feedback.fit import Report
     from jdmctl.feedback.session import Session, Shown
 
@@ -103,7 +105,8 @@ def collect(
     """Ask a person which of two pictures is better, on a local page (needs the extra ui).
 
     Pictures come from a student, or from a folder with metadata.jsonl in which pictures share their text. Each
-    choice is on the disk at once; the same command again goes on where it stopped.
+    choice is on the disk at once; the same command again goes on where it stopped. Of another student, or of a prompt
+    that has changed, pictures are drawn and judged anew.
     """
     from jdmctl.feedback.page import require_ready, serve
 
@@ -125,9 +128,9 @@ def open_session(
     journal = Journal(output)
     if (Path(source) / "metadata.jsonl").is_file():
         return Path(source), Session(pairs_of_folder(Path(source), num, seed), journal)
-    texts, draw = _student(source, prompts, num, student_time, device)
+    texts, draw, known_by = _student(source, prompts, num, student_time, device)
     pictures = output.with_suffix("") / f"seed{seed}"
-    pairs = pairs_of_student(texts, num, seed, pictures)
+    pairs = pairs_of_student(texts, num, seed, pictures, known_by)
 
     def prepare(pair: Shown) -> None:
         drawn(pair, draw)
@@ -137,8 +140,8 @@ def open_session(
 
 def _student(
     source: str, prompts: Path | None, num: int, student_time: float | None, device: str
-) -> tuple[list[str], Callable[[str, int], Any]]:
-    """Prompts, and what draws one of them with a seed."""
+) -> tuple[list[str], Callable[[str, int], Any], str]:
+    """Prompts, what draws one of them with a seed, and what that student is known by."""
     from jdmctl import sampling
     from jdmctl.cli.studio import Studio, model_of
     from jdmctl.data.prompts import PromptList
@@ -161,7 +164,19 @@ def _student(
     def draw(prompt: str, seed: int) -> Any:
         return sampling.to_picture(sampling.draw(studio.family, [prompt], [seed])[0])
 
-    return texts, draw
+    return texts, draw, _known_by(studio)
+
+
+def _known_by(studio: Studio) -> str:
+    """Its call, and of each of its models the contents where they are on this machine, or else the hub's name."""
+    from jdmctl.build import resolve
+    from jdmctl.weights import fingerprint
+
+    model = studio.model
+    places = [resolve(model.teacher, "teacher"), resolve(model.student, "student"), str(studio.student_lora or "")]
+    found = {place: fingerprint(place) if place and Path(place).exists() else place for place in set(places)}
+    call = model.model_dump(exclude={"teacher", "student"})
+    return json.dumps([call, *(found[place] for place in places)], sort_keys=True)
 
 
 def _require_new(output: Path) -> None:

@@ -17,9 +17,15 @@ from jdmctl.recipe_sections import DEFAULT_DIVERGENCE
 # How else a reward is pursued: without fidelity, by the objective of ReFL and DRaFT at one step; with weights held by
 # their distance to the first; and as Diff-Instruct++ does (Luo 2024, arXiv:2410.18881), by reverse KL to a teacher
 # whose guidance is within it. How long, how strong: as the recipe says, or `--set reward-only:KEY=VALUE`.
+_NO_FIDELITY = (
+    "objective.fidelity=false",
+    "objective.guidance=coupled",
+    f"objective.divergence={DEFAULT_DIVERGENCE}",
+    "objective.gan_weight=0",
+)
 REWARD_BASELINES = {
-    "reward-only": ("objective.fidelity=false",),
-    "reward-l2": ("objective.fidelity=false", "student.l2_to_start=1000"),
+    "reward-only": _NO_FIDELITY,
+    "reward-l2": (*_NO_FIDELITY, "student.l2_to_start=1000"),
     "diff-instruct++": ("objective.guidance=coupled", "objective.divergence=reverse-kl", "objective.energy_at=clean"),
 }
 COMPARED = (*METHODS, *REWARD_BASELINES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jdmctl._compat import ensure_torchvision
-from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.errors import BadInputError, MissingWeightsError, first_line
 from jdmctl.objectives.energy import l1, l2
 from jdmctl.weights import require_safetensors
 
@@ -139,7 +139,7 @@ def _load(source: str) -> nn.Module:
         model = AutoModelForDepthEstimation.from_pretrained(source, use_safetensors=True)
     except (OSError, ValueError) as problem:
         raise MissingWeightsError(
-            f"cannot load a depth network from {source}: {str(problem).splitlines()[0]}",
+            f"cannot load a depth network from {source}: {first_line(problem)}",
             hint="give the folder or hub name of an AutoModelForDepthEstimation",
         ) from problem
     return model.eval().requires_grad_(False)

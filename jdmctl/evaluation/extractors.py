@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-from jdmctl.errors import BadInputError, JdmError
+from jdmctl.errors import BadInputError, JdmError, first_line
 from jdmctl.evaluation.fidelity import features
 from jdmctl.evaluation.prompts import Classes
 
@@ -57,7 +57,7 @@ class PretrainedFeatures:
             self._tokenizer = AutoTokenizer.from_pretrained(source) if hasattr(config, "text_config") else None
         except (OSError, ValueError) as reason:
             raise BadInputError(
-                f"no feature network can be loaded from {source}: {str(reason).splitlines()[0]}",
+                f"no feature network can be loaded from {source}: {first_line(reason)}",
                 hint="give the folder or hub name of a transformers vision model, for instance of CLIP or DINOv2",
             ) from reason
         self.name = f"{config.model_type} {source}"

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from jdmctl.evaluation.bootstrap import Estimate, bootstrap
+from jdmctl.feedback.check import wilson
 
 WEIGHT_DECAYS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_FEW = 10  # groups
 
 
 def fit_weights(differences: Tensor, labels: Tensor, weight_decay: float) -> Tensor:
@@ -73,7 +75,8 @@ def log_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def accuracy(logits: Tensor, labels: Tensor, groups: Tensor, seed: int = 0) -> Estimate:
     """Share of choices foretold, [N] each; ties are left out, indifference counts half.
 
-    The interval resamples groups (prompts): choices on one prompt are not independent.
+    The interval resamples groups (prompts): choices on one prompt are not independent. Where there are few, or all
+    agree, resamples know too little of others: it is then no narrower than Wilson's of as many choices as groups.
     """
     decided = labels != 0.5
     agree = ((logits.sign() * (labels - 0.5).sign() + 1) / 2)[decided].double()
@@ -83,7 +86,11 @@ def accuracy(logits: Tensor, labels: Tensor, groups: Tensor, seed: int = 0) -> E
     size = int(index.max()) + 1
     right = torch.zeros(size, dtype=torch.float64).index_add_(0, index, agree)
     count = torch.zeros(size, dtype=torch.float64).index_add_(0, index, torch.ones_like(agree))
-    return bootstrap(lambda chosen: (right[chosen].sum() / count[chosen].sum()).item(), size, seed=seed)
+    found = bootstrap(lambda chosen: (right[chosen].sum() / count[chosen].sum()).item(), size, seed=seed)
+    if size >= _FEW and found.low < found.high:
+        return found
+    score = wilson(found.value * size, size)
+    return Estimate(found.value, min(found.low, score.low), max(found.high, score.high), size)
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = 5) -> tuple[float, list[dict[str, float]]]:
@@ -111,7 +118,7 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = 5) -> tuple[float, l
     return error, rows
 
 
-def group_numbers(names: Sequence[str]) -> Tensor:
+def group_numbers(names: Sequence[Hashable]) -> Tensor:
     """long [N]: the same name, the same number."""
     numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([numbers[name] for name in names])

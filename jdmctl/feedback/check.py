@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jdmctl.evaluation.bootstrap import Estimate
-from jdmctl.feedback.pairs import Pair, repeated, same_prompt
+from jdmctl.feedback.pairs import Pair, groups, repeated
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class DataCheck:
     """Counts, and what looks wrong without making the data unusable."""
 
     num_pairs: int
-    num_prompts: int
+    num_prompts: int  # pictures that are compared without a prompt count as if they had one of their own
     num_ties: int
     a_preferred: Estimate  # share among pairs that are no ties: 0.5 if the side does not matter
     warnings: tuple[str, ...]
@@ -34,8 +34,7 @@ def check_pairs(pairs: Sequence[Pair]) -> DataCheck:
     if decided and not share.low <= 0.5 <= share.high:
         side = "a" if share.value > 0.5 else "b"
         warnings.append(f"picture {side} is preferred too often for chance ({share}): were the sides shuffled?")
-    prompts = {same_prompt(pair.prompt) for pair in pairs}
-    return DataCheck(len(pairs), len(prompts), len(pairs) - len(decided), share, tuple(warnings))
+    return DataCheck(len(pairs), len(set(groups(pairs))), len(pairs) - len(decided), share, tuple(warnings))
 
 
 def wilson(successes: float, n: int, z: float = 1.96) -> Estimate:

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from jdmctl import __version__
+from jdmctl.data.pictures import size_of
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.bootstrap import Estimate
 from jdmctl.feedback import bradley_terry
 from jdmctl.feedback.check import DataCheck, check_pairs
 from jdmctl.feedback.features import pair_features
-from jdmctl.feedback.pairs import Pair, read_pairs, same_prompt
+from jdmctl.feedback.pairs import Pair, groups, read_pairs
 from jdmctl.rewards.encoders import Encoder, probe
 from jdmctl.rewards.preference import Head
 from jdmctl.training.atomic import whole_folder
@@ -72,12 +72,13 @@ def fit_preferences(
     _require_enough(pairs, out)
     if isinstance(encoder, nn.Module):
         encoder.to(device)
-    size = resolution_px or getattr(encoder, "input_px", None) or _shorter_side(pairs[0].image_a)
+    known = probe(encoder, device)  # what it cannot do is told before an hour of features
+    size = resolution_px or getattr(encoder, "input_px", None) or min(size_of(pairs[0].image_a))
     features_a, features_b = pair_features(pairs, encoder, size, device, progress)
     differences = (features_a - features_b).double()
     labels = torch.tensor([pair.label for pair in pairs], dtype=torch.float64)
-    groups = bradley_terry.group_numbers([same_prompt(pair.prompt) for pair in pairs])
-    decay, _ = bradley_terry.choose_weight_decay(differences[~out], labels[~out], groups[~out], seed)
+    group = bradley_terry.group_numbers(groups(pairs))
+    decay, _ = bradley_terry.choose_weight_decay(differences[~out], labels[~out], group[~out], seed)
     weights = bradley_terry.fit_weights(differences[~out], labels[~out], decay)
     logits = differences @ weights
     error, rows = bradley_terry.reliability(logits[out], labels[out])
@@ -85,23 +86,23 @@ def fit_preferences(
         data=data,
         weight_decay=decay,
         num_train=int((~out).sum()),
-        train_accuracy=bradley_terry.accuracy(logits[~out], labels[~out], groups[~out], seed).value,
+        train_accuracy=bradley_terry.accuracy(logits[~out], labels[~out], group[~out], seed).value,
         num_held_out=int(out.sum()),
-        held_out_accuracy=bradley_terry.accuracy(logits[out], labels[out], groups[out], seed),
+        held_out_accuracy=bradley_terry.accuracy(logits[out], labels[out], group[out], seed),
         held_out_log_loss=bradley_terry.log_loss(logits[out], labels[out]).item(),
         calibration_error=error,
         reliability=tuple(rows),
     )
     mean = torch.cat([features_a[~out], features_b[~out]]).double().mean(0)
     config = _config(encoder, preferences, report, seed, size)
-    head = Head(weights.float(), -(mean @ weights).float(), probe(encoder, device), config)
+    head = Head(weights.float(), -(mean @ weights).float(), known, config)
     with whole_folder(Path(output)) as folder:
         head.save(folder)
     return report
 
 
 def split_by_prompt(pairs: Sequence[Pair], share: float, seed: int) -> Tensor:
-    """bool [N]: whether a pair is held out; pairs of one prompt always go together.
+    """bool [N]: whether a pair is held out; pairs of one prompt, or of the same pictures without one, go together.
 
     As the file says; else of the shuffled prompts the first so many, at least one on each side.
 
@@ -116,16 +117,18 @@ def split_by_prompt(pairs: Sequence[Pair], share: float, seed: int) -> Tensor:
                 hint="hold out some prompts, or leave the column away",
             )
         return out
-    prompts = sorted({same_prompt(pair.prompt) for pair in pairs})
+    of_pair = groups(pairs)
+    prompts = sorted(set(of_pair), key=str)
     if len(prompts) < 2:
+        shared = "prompt" if isinstance(prompts[0], str) else "set of pictures and no prompt"
         raise BadInputError(
-            f"all {len(pairs)} pairs have one prompt, so none can be held out",
-            hint="collect choices on other prompts too",
+            f"all {len(pairs)} pairs have one {shared}, so none can be held out",
+            hint=f"collect choices on other {'prompts' if shared == 'prompt' else 'pictures'} too",
         )
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))
     count = min(max(1, round(share * len(prompts))), len(prompts) - 1)
     chosen = {prompts[index] for index in order[:count]}
-    return torch.tensor([same_prompt(pair.prompt) in chosen for pair in pairs])
+    return torch.tensor([group in chosen for group in of_pair])
 
 
 def _require_enough(pairs: Sequence[Pair], out: Tensor) -> None:
@@ -137,11 +140,6 @@ def _require_enough(pairs: Sequence[Pair], out: Tensor) -> None:
                 f"there are {decided} decided pairs to {name}, at least {least} are needed",
                 hint="collect more: jdmctl reward collect",
             )
-
-
-def _shorter_side(image: Path) -> int:
-    with Image.open(image) as picture:
-        return min(picture.size)
 
 
 def _config(encoder: Encoder, preferences: str | Path, report: Report, seed: int, size: int) -> dict[str, Any]:

@@ -19,6 +19,8 @@ LABELS = {"a": 1.0, "b": 0.0, "tie": 0.5, "0": 1.0, "1": 0.0, "0.5": 0.5}  # 0 a
 SPLITS = {"train": False, "held_out": True, "val": True, "validation": True, "test": True}
 _SHOWN = 20
 
+Group = str | Path
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -42,10 +44,27 @@ def same_prompt(prompt: str) -> str:
     return " ".join(prompt.lower().split())
 
 
+def groups(pairs: Sequence[Pair]) -> list[Group]:
+    """What is independent of all else, for each pair: its prompt, or of those without one all that share pictures."""
+    joined: dict[Path, Path] = {}
+
+    def first(image: Path) -> Path:
+        while joined.setdefault(image, image) != image:
+            joined[image] = joined[joined[image]]
+            image = joined[image]
+        return image
+
+    for pair in pairs:
+        if not same_prompt(pair.prompt):
+            joined[first(pair.image_b)] = first(pair.image_a)
+    return [same_prompt(pair.prompt) or first(pair.image_a) for pair in pairs]
+
+
 def read_pairs(path: str | Path) -> list[Pair]:
     """The pairs of a .jsonl or .csv file with prompt, image_a, image_b and preferred (a, b or tie; also 0, 1, 0.5).
 
-    Pictures are relative to the file. A column `split` with train and held_out (or val, test) is kept.
+    Pictures are relative to the file. A prompt may be empty: taste in pictures alone. A column `split` with train and
+    held_out (or val, test) is kept.
 
     Raises:
         BadInputError: with up to 20 of all problems and their number: missing columns and files,
@@ -88,11 +107,13 @@ def repeated(pairs: Sequence[Pair]) -> tuple[list[tuple[Pair, Pair]], list[tuple
 
 def _pair(row: dict[str, Any], folder: Path, line: int) -> Pair | str:
     """The pair of a row, or what is wrong with it."""
-    if missing := [name for name in FIELDS if row.get(name) in (None, "")]:
+    if missing := [name for name in FIELDS if row.get(name) is None or (row[name] == "" and name != "prompt")]:
         return f"no {', '.join(missing)}"
     if None in row:  # where csv puts what is left over
         return "more columns than the first line names: quote a text that holds a comma"
     wrong = []
+    if not _is_text(row["prompt"]):
+        wrong.append(f"prompt {row['prompt']!r} is cut within a letter")
     label = str(row["preferred"]).strip().lower()
     label = label.removesuffix(".0")
     if label not in LABELS:
@@ -113,18 +134,27 @@ def _pair(row: dict[str, Any], folder: Path, line: int) -> Pair | str:
     return Pair(texts[0], image_a, image_b, LABELS[label], held_out, line)
 
 
+def _is_text(value: Any) -> bool:
+    """Not half of a letter that json writes as two, which no tokenizer takes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(value))
+
+
 def _split_problems(pairs: Sequence[Pair]) -> list[str]:
     stated = [pair for pair in pairs if pair.held_out is not None]
     if stated and len(stated) < len(pairs):
         return [f"{len(pairs) - len(stated)} of {len(pairs)} pairs have no split, the others do"]
-    lines: dict[str, dict[bool, int]] = defaultdict(dict)
-    for pair in stated:
-        lines[same_prompt(pair.prompt)].setdefault(bool(pair.held_out), pair.line)
+    lines: dict[Group, dict[bool, int]] = defaultdict(dict)
+    for pair, group in zip(stated, groups(stated), strict=True):
+        lines[group].setdefault(bool(pair.held_out), pair.line)
     return [
-        f"line {where[True]}: the prompt {prompt!r} is held out, but line {where[False]} trains on it"
-        for prompt, where in lines.items()
+        f"line {where[True]}: {_called(group)} is held out, but line {where[False]} trains on it"
+        for group, where in lines.items()
         if len(where) == 2
     ]
+
+
+def _called(group: Group) -> str:
+    return f"the prompt {group!r}" if isinstance(group, str) else f"what is compared with {group}"
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:

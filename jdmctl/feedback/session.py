@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import random
 import threading
@@ -41,12 +43,13 @@ def pairs_of_folder(folder: Path, number: int, seed: int) -> list[Shown]:
         find_metadata(folder),
         lambda row: first_problem((problem_of_file(row, "file_name", folder), problem_of_text(row))),
     )
-    by_text: dict[str, list[Path]] = defaultdict(list)
+    by_text: dict[str, dict[Path, None]] = defaultdict(dict)
     for row in rows:
-        by_text[row["text"]].append(folder / row["file_name"])
+        by_text[row["text"]][folder / row["file_name"]] = None  # once, however often it is listed
     shuffle = random.Random(seed)
     pairs = []
-    for text, images in by_text.items():
+    for text, listed in by_text.items():
+        images = list(listed)
         shuffle.shuffle(images)
         pairs += [Shown(text, *couple) for couple in zip(images[::2], images[1::2], strict=False)]
     if not pairs:
@@ -57,16 +60,21 @@ def pairs_of_folder(folder: Path, number: int, seed: int) -> list[Shown]:
     return pairs[:number]
 
 
-def pairs_of_student(prompts: Sequence[str], number: int, seed: int, pictures: Path) -> list[Shown]:
-    """Pairs to be drawn: prompts in turn, each pair with two seeds of its own, sides shuffled."""
+def pairs_of_student(prompts: Sequence[str], number: int, seed: int, pictures: Path, student: str = "") -> list[Shown]:
+    """Pairs to be drawn: prompts in turn, each pair with two seeds of its own, sides shuffled.
+
+    A picture's name tells prompt and `student`, whatever that is known by: of another one nothing is taken up.
+    """
     shuffle = random.Random(seed)
     pairs = []
     for index in range(number):
         seeds = [seed + 2 * index, seed + 2 * index + 1]
         shuffle.shuffle(seeds)
-        left, right = (pictures / f"{index:05d}-seed{one}.png" for one in seeds)
+        prompt = prompts[index % len(prompts)]
+        drawn_from = hashlib.sha256(json.dumps([student, prompt]).encode()).hexdigest()[:12]
+        left, right = (pictures / f"{index:05d}-{drawn_from}-seed{one}.png" for one in seeds)
         about = (("seed_a", seeds[0]), ("seed_b", seeds[1]))
-        pairs.append(Shown(prompts[index % len(prompts)], left, right, about))
+        pairs.append(Shown(prompt, left, right, about))
     return pairs
 
 

@@ -41,9 +41,12 @@ def reward_names() -> list[str]:
     return _REGISTRY.names()
 
 
-def check_reward_options(name: str, options: Mapping[str, Any], is_whole: bool = False) -> None:
-    """Raises JdmError for options that the reward does not take, or, of a whole set, that are missing."""
-    _REGISTRY.check(name, options, is_whole)
+def check_reward_options(name: str, options: Mapping[str, Any], is_whole: bool = False, place: str = "") -> None:
+    """Raises JdmError for options that the reward does not take, or, of a whole set, that are missing.
+
+    `place` is where a recipe has the reward, for the hint: heldout_rewards.clip.
+    """
+    _REGISTRY.check(name, options, is_whole, place)
 
 
 def load_reward(name: str, **options: Any) -> Reward:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from jdmctl.errors import BadInputError
-from jdmctl.rewards.folders import load_network, processor_settings
+from jdmctl.rewards.folders import load_network, processor_settings, run_network
 from jdmctl.rewards.pixels import Preprocessing
 
 
@@ -32,11 +32,11 @@ class Classifier:
         self._column = _column(folder, label, labels)
         if independent is None:
             independent = self.network.config.problem_type == "multi_label_classification"
-        self._independent = independent
+        self._folder, self._independent = folder, independent
         self.preprocessing = Preprocessing(processor_settings(folder) or {})
 
     def __call__(self, image: Tensor, texts: Sequence[str] = ()) -> Tensor:
-        logits = self.network(pixel_values=self.preprocessing(image)).logits.float()  # [B, classes]
+        logits = run_network(self.network, self._folder, self.preprocessing(image)).logits.float()  # [B, classes]
         log_odds = functional.logsigmoid(logits) if self._independent else functional.log_softmax(logits, dim=1)
         return log_odds[:, self._column]
 

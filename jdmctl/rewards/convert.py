@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jdmctl._compat import ensure_torchvision
-from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.errors import BadInputError, MissingWeightsError, first_line
 from jdmctl.rewards.aesthetic import head_of
 from jdmctl.rewards.blip import to_imagereward_network
 from jdmctl.rewards.folders import load_tokenizer
@@ -61,7 +60,7 @@ def read_checkpoint(path: str | Path) -> Converted:
     state = _weights(Path(path))
     if "visual.conv1.weight" in state:
         renamed, unknown = to_clip_model(state)
-        config = clip_config(state, **VIT_H_14)
+        config = clip_config(VIT_H_14)
         converted = Converted("hps", renamed, config, config["vision_config"]["image_size"])
         _require_same(path, converted, _shapes_of_clip(config), unknown)
     elif "blip.visual_encoder.cls_token" in state:
@@ -118,9 +117,9 @@ def _weights(path: Path) -> State:
     if path.suffix in PICKLE_SUFFIXES:
         try:
             found = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as problem:
+        except Exception as problem:  # of a damaged pickle torch raises whatever it stumbles over
             raise MissingWeightsError(
-                f"{path} holds more than weights, or is damaged: not opened ({str(problem).splitlines()[0]})",
+                f"{path} holds more than weights, or is damaged: not opened ({first_line(problem)})",
                 hint="download it again from its authors",
             ) from problem
     else:
@@ -130,7 +129,8 @@ def _weights(path: Path) -> State:
         found = load_file(path)
     while isinstance(found, Mapping) and (inner := found.get("state_dict", found.get("model"))) is not None:
         found = inner
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+    is_named = isinstance(found, Mapping) and all(isinstance(name, str) for name in found)
+    if not is_named or not all(isinstance(value, Tensor) for value in found.values()):
         raise BadInputError(f"{path} is no dictionary of weights", hint="give a state_dict")
     return {name.removeprefix("module."): value for name, value in found.items()}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from jdmctl.errors import BadInputError, MissingWeightsError
-from jdmctl.rewards.folders import load_network, processor_settings, read_json, require_weights
+from jdmctl.rewards.folders import load_network, processor_settings, read_json, require_weights, run_network
 from jdmctl.rewards.image_text import ImageTextEncoder
 from jdmctl.rewards.pixels import Preprocessing
 
@@ -56,11 +56,17 @@ class ClassifierFeatures(nn.Module):
         self.input_px = self.preprocessing.input_px
 
     def forward(self, image: Tensor, texts: Sequence[str] = ()) -> Tensor:
-        output = self.network(pixel_values=self.preprocessing(image), output_hidden_states=True)
+        output = run_network(self.network, self.source, self.preprocessing(image), output_hidden_states=True)
         if not -len(output.hidden_states) <= self.layer < len(output.hidden_states):
             raise BadInputError(f"{self.source} has no layer {self.layer}", f"it has {len(output.hidden_states)}")
         state = output.hidden_states[self.layer].float()
         if state.ndim == 3:  # [B, tokens, D]
+            if self.grid > 1:
+                raise BadInputError(
+                    f"{self.source} keeps no places: layer {self.layer} is a list of tokens, so grid {self.grid} would "
+                    "give the features of grid 1",
+                    hint="leave --grid out, or take a classifier whose layers are maps, such as a ResNet",
+                )
             return state.mean(1)
         return adaptive_avg_pool2d(state, self.grid).flatten(1)  # of [B, D, h, w]
 
@@ -69,7 +75,7 @@ def load_encoder(source: str, grid: int = 1, layer: int = -1) -> ImageTextFeatur
     """The features of a CLIP-like folder, or of an image classifier's, the latter from a layer, by places.
 
     Raises:
-        JdmError: there is no such folder, or it is neither.
+        JdmError: there is no such folder, or it is neither; a layer or places are asked of a CLIP-like one.
     """
     require_weights(source)
     config = read_json(source, "config.json")
@@ -80,6 +86,11 @@ def load_encoder(source: str, grid: int = 1, layer: int = -1) -> ImageTextFeatur
         )
     kinds = config.get("architectures") or [""]
     if {"text_config", "vision_config"} <= config.keys():
+        if (grid, layer) != (1, -1):
+            raise BadInputError(
+                f"{source} is a CLIP-like model, which gives one vector: grid {grid} and layer {layer} have no effect",
+                hint="leave --grid and --layer out, or give an image classifier",
+            )
         return ImageTextFeatures(source)
     if kinds[0].endswith("ForImageClassification"):
         return ClassifierFeatures(source, grid, layer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jdmctl._compat import ensure_torchvision
-from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.errors import BadInputError, MissingWeightsError, first_line
 from jdmctl.weights import PICKLE_SUFFIXES, require_possible, require_safetensors
 
 CONVERT = "make a folder of it once, if you trust it: jdmctl reward convert FILE FOLDER"
@@ -32,7 +32,7 @@ def load_network(class_name: str, source: str, what: str) -> Any:
         network, info = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError) as problem:
         raise MissingWeightsError(
-            f"cannot load {what} from {source}: {str(problem).splitlines()[0]}",
+            f"cannot load {what} from {source}: {first_line(problem)}",
             hint=f"give a folder or hub name that transformers' {class_name} can load",
         ) from problem
     if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
@@ -41,6 +41,21 @@ def load_network(class_name: str, source: str, what: str) -> Any:
             hint=f"is it a whole {class_name}? download it again",
         )
     return network.float().eval().requires_grad_(False)
+
+
+def run_network(network: Any, source: str, pixels: Any, **options: Any) -> Any:
+    """What a network of `load_network` makes of pixels [B, 3, h, w].
+
+    Raises:
+        BadInputError: it takes another size, and no preprocessor_config.json says which.
+    """
+    try:
+        return network(pixel_values=pixels, **options)
+    except ValueError as problem:
+        raise BadInputError(
+            f"{source} does not take pictures of {pixels.shape[-1]} x {pixels.shape[-2]} px: {first_line(problem)}",
+            hint="put the model's preprocessor_config.json, which says its size, mean and std, into the folder",
+        ) from problem
 
 
 def load_tokenizer(source: str) -> Any:
@@ -53,7 +68,7 @@ def load_tokenizer(source: str) -> Any:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise MissingWeightsError(
-            f"cannot load a tokenizer from {source}: {str(problem).splitlines()[0]}",
+            f"cannot load a tokenizer from {source}: {first_line(problem)}",
             hint="the folder needs tokenizer.json and tokenizer_config.json, as the processor's save_pretrained writes",
         ) from problem
 

@@ -9,8 +9,12 @@ from torch import Tensor
 
 State = Mapping[str, Tensor]
 
-# Of ViT-H-14, as open_clip's configuration says: heads of 80 in the picture's half, of 64 in the text's.
-VIT_H_14 = {"vision_heads": 16, "text_heads": 16}
+# HPSv2's, as open_clip's configuration says. How many heads there are, and which GELU (the exact one, where OpenAI's
+# models have a quick one), no shape of a weight tells: so no other size is taken for it.
+VIT_H_14 = {
+    "width": 1280, "layers": 32, "heads": 16, "patch": 14, "px": 224, "dimensions": 1024,
+    "text_width": 1024, "text_layers": 24, "text_heads": 16, "vocabulary": 49408, "context": 77,
+}  # fmt: skip
 
 _ONE_TO_ONE = {
     "logit_scale": "logit_scale",
@@ -63,40 +67,33 @@ def to_clip_model(state: State) -> tuple[dict[str, Tensor], list[str]]:
     return renamed, unknown
 
 
-def clip_config(state: State, vision_heads: int, text_heads: int) -> dict[str, Any]:
-    """CLIPModel's config.json for these weights; only the numbers of heads are not in their shapes.
-
-    open_clip's models of LAION use the exact GELU, not OpenAI's quick one.
-    """
-    width, _, patch, _ = state["visual.conv1.weight"].shape
-    positions = state["visual.positional_embedding"].shape[0]
-    vocabulary, text_width = state["token_embedding.weight"].shape
-    dimensions = state["visual.proj"].shape[1]
+def clip_config(size: Mapping[str, int]) -> dict[str, Any]:
+    """CLIPModel's config.json for a model of open_clip with the numbers that VIT_H_14 has, and the exact GELU."""
     return {
         "model_type": "clip",
         "architectures": ["CLIPModel"],
-        "projection_dim": dimensions,
+        "projection_dim": size["dimensions"],
         "vision_config": {
-            "hidden_size": width,
-            "intermediate_size": state["visual.transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-            "num_hidden_layers": _depth(state, "visual.transformer.resblocks."),
-            "num_attention_heads": vision_heads,
-            "patch_size": patch,
-            "image_size": patch * round((positions - 1) ** 0.5),
-            "projection_dim": dimensions,
+            "hidden_size": size["width"],
+            "intermediate_size": 4 * size["width"],
+            "num_hidden_layers": size["layers"],
+            "num_attention_heads": size["heads"],
+            "patch_size": size["patch"],
+            "image_size": size["px"],
+            "projection_dim": size["dimensions"],
             "hidden_act": "gelu",
         },
         "text_config": {
-            "vocab_size": vocabulary,
-            "hidden_size": text_width,
-            "intermediate_size": state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-            "num_hidden_layers": _depth(state, "transformer.resblocks."),
-            "num_attention_heads": text_heads,
-            "max_position_embeddings": state["positional_embedding"].shape[0],
-            "projection_dim": dimensions,
+            "vocab_size": size["vocabulary"],
+            "hidden_size": size["text_width"],
+            "intermediate_size": 4 * size["text_width"],
+            "num_hidden_layers": size["text_layers"],
+            "num_attention_heads": size["text_heads"],
+            "max_position_embeddings": size["context"],
+            "projection_dim": size["dimensions"],
             "hidden_act": "gelu",
-            "bos_token_id": vocabulary - 2,
-            "eos_token_id": vocabulary - 1,  # where open_clip reads the text: the largest number in it
+            "bos_token_id": size["vocabulary"] - 2,
+            "eos_token_id": size["vocabulary"] - 1,  # where open_clip reads the text: the largest number in it
         },
     }
 
@@ -110,12 +107,8 @@ def _block(name: str, value: Tensor) -> dict[str, Tensor]:
         layer = f"{target}{number}."
         if stem in _IN_A_BLOCK:
             return {f"{layer}{_IN_A_BLOCK[stem]}.{kind}": value}
-        if rest in ("attn.in_proj_weight", "attn.in_proj_bias"):
+        if rest in ("attn.in_proj_weight", "attn.in_proj_bias") and value.ndim and len(value) % 3 == 0:
             kind = rest.rpartition("_")[2]
             parts = zip(("q_proj", "k_proj", "v_proj"), value.chunk(3), strict=True)
             return {f"{layer}self_attn.{part}.{kind}": chunk.clone() for part, chunk in parts}
     return {}
-
-
-def _depth(state: State, prefix: str) -> int:
-    return len({name.removeprefix(prefix).partition(".")[0] for name in state if name.startswith(prefix)})

@@ -13,6 +13,8 @@ from jdmctl.errors import BadInputError
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_NO_CROP_PX = 384  # from here on ConvNeXT resizes the whole picture
+_CONVNEXT_SHARE = 224 / 256  # where the file says null
 _MODES = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 
 Fit = Literal["crop", "pad"]
@@ -21,6 +23,7 @@ Fit = Literal["crop", "pad"]
 class Preprocessing(nn.Module):
     """Resize, crop and normalise as a `preprocessor_config.json` says.
 
+    `crop_pct` is ConvNeXT's and PoolFormer's: they resize to the size divided by it, and cut out the middle.
     Antialiased bicubic of torch has the kernel of PIL's; PIL also rounds to 8 bits, here nothing is.
     `fit` "pad" makes the whole picture fit into the square instead, with black around it.
     """
@@ -39,15 +42,16 @@ class Preprocessing(nn.Module):
                 "3 (bicubic) can be done with a gradient",
                 hint="change it there if the network can take it",
             )
+        if "crop_pct" in settings and settings.get("do_resize", True):
+            settings = _with_margin(settings)
         crops = settings.get("do_center_crop", "crop_size" in settings)
         self._crop = _size(settings["crop_size"], square=True) if crops and settings.get("crop_size") else None
         resizes = settings.get("do_resize", True) and settings.get("size") is not None
         self._size = _size(settings["size"], square=not crops) if resizes else None
-        mean, std = settings.get("image_mean", (0.5,) * 3), settings.get("image_std", (0.5,) * 3)
-        if not settings.get("do_normalize", True):
-            mean, std = (0.0,) * 3, (1.0,) * 3
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        normalises = settings.get("do_normalize", True)
+        mean, std = (_channels(settings, key) if normalises else None for key in ("image_mean", "image_std"))
+        self.register_buffer("mean", torch.zeros(1, 3, 1, 1) if mean is None else mean, persistent=False)
+        self.register_buffer("std", torch.ones(1, 3, 1, 1) if std is None else std, persistent=False)
 
     @property
     def input_px(self) -> int | None:
@@ -77,6 +81,30 @@ class Preprocessing(nn.Module):
         above, left = (side - height) // 2, (side - width) // 2
         small = self._resize(image, (height, width))
         return functional.pad(small, (left, side - width - left, above, side - height - above))
+
+
+def _channels(settings: Mapping[str, Any], key: str) -> Tensor:
+    """[1, 3, 1, 1] of three numbers, or of one for all three; 0.5 where nothing is said."""
+    given = settings.get(key, 0.5)
+    values = list(given) if isinstance(given, (list, tuple)) else [given] * 3
+    if len(values) != 3 or not all(isinstance(value, (int, float)) for value in values):
+        raise BadInputError(
+            f"preprocessor_config.json has an {key} that is not known: {given!r}",
+            hint="expected three numbers, of red, green and blue, or one for all",
+        )
+    return torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1)
+
+
+def _with_margin(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with `crop_pct` as those of a processor that resizes the shortest edge and crops; or resizes alone."""
+    edge, _ = _size(settings.get("size") or _NO_CROP_PX, square=False)
+    if settings.get("crop_size"):  # PoolFormer's
+        share = settings["crop_pct"] or 1
+        return {**settings, "size": {"shortest_edge": int(edge / share)}}
+    if edge >= _NO_CROP_PX:
+        return {**settings, "size": {"height": edge, "width": edge}, "do_center_crop": False}
+    wide = {"shortest_edge": int(edge / (settings["crop_pct"] or _CONVNEXT_SHARE))}
+    return {**settings, "size": wide, "do_center_crop": True, "crop_size": edge}
 
 
 def _size(setting: Any, square: bool) -> tuple[int, int | None]:
