@@ -100,6 +100,7 @@ data: {source: tiny}
         assert line in message
 
 
+CRITIC = {"objective": {"form": "conditional", "divergence": "js"}}
 LEARNED = {"ratio": "learned", "divergence": "js"}
 
 
@@ -109,6 +110,11 @@ LEARNED = {"ratio": "learned", "divergence": "js"}
         ({"controls": []}, "controls: name at least one"),
         ({"controls": [{"name": "canny"}] * 2}, "the same control is named twice"),
         ({"training": {"batch_size": 10, "gradient_accumulation_steps": 3}}, "10 is not a multiple of"),
+        (
+            {**CRITIC, "training": {"batch_size": 6, "gradient_accumulation_steps": 6}},
+            "set gradient_accumulation_steps to 3",
+        ),
+        ({**CRITIC, "training": {"batch_size": 1}}, "leaves it none: set training.batch_size to 2 or more"),
         ({"controls": [{"name": "canny", "init": "dsm"}]}, "init of canny is dsm, and the steps are 0: --set"),
         ({"training": {"dsm_warmup_steps": 5}}, "is student, and the steps are 5: --set training.dsm_warmup_steps=0"),
         ({"seed": 2**32}, "seed: input should be less than 4294967296"),
