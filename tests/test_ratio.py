@@ -195,6 +195,15 @@ def test_a_batch_in_pieces_of_one_sample_is_weighed_like_the_whole():
     assert found[-1][1]["h_ess"].item() == pytest.approx(told["h_ess"].item()) and told["h_ess"] < 0.9
 
 
+def test_pieces_over_two_processes_are_weighed_like_pieces_of_one():
+    """Two processes that see the same: every sum is doubled and no mean is changed."""
+    one, two = RatioNormaliser(pieces=3), RatioNormaliser(pieces=3, sum_over_processes=lambda values: 2 * values)
+    js, t = load_divergence("js"), torch.tensor([0.1, 0.5])
+    for piece in torch.randn(7, 2, generator=torch.Generator().manual_seed(2)):
+        found = [sample_weights(js, normaliser, piece, [piece.flip(0)], t) for normaliser in (one, two)]
+        torch.testing.assert_close(*found, equal_nan=True)
+
+
 def test_the_mean_moves_once_a_batch():
     """Whatever the pieces: after each batch it is what it would be without them."""
     whole, cut = RatioNormaliser(bins=2, decay=0.9), RatioNormaliser(bins=2, decay=0.9, pieces=4)

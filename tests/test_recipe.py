@@ -1,10 +1,12 @@
 """Recipes: every shipped one is valid, every problem is told at once, and YAML's traps are closed."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from jdmctl.build_run import build_run
 from jdmctl.cli.training import plan
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
@@ -132,6 +134,15 @@ LEARNED = {"ratio": "learned", "divergence": "js"}
 )
 def test_what_does_not_fit_together(tmp_path, changes, message):
     assert message in problems_of(tmp_path, recipe_text(**changes))
+
+
+def test_processes_that_leave_a_critic_one_picture_each_are_refused():
+    """It would show each picture with its neighbour's condition."""
+    accelerator = SimpleNamespace(device="cpu", num_processes=3)
+    changes = ["training.batch_size=6", "training.gradient_accumulation_steps=2"]
+    recipe = parse_recipe(SMALLEST | CRITIC, changes, "test")
+    with pytest.raises(RecipeError, match="6 among 3 processes in 2 pieces each leaves it none"):
+        build_run(recipe, accelerator)
 
 
 def test_numbers_with_an_exponent_are_numbers(tmp_path):
