@@ -79,7 +79,7 @@ def cell_cost(cell: Cell) -> Cost:
     if values.get("counted") != _COUNTED:
         run = build_run(cell.recipe, make_accelerator("cpu", "fp32"))
         pieces = run.settings.gradient_accumulation_steps
-        cost = training_cost(run.stages[-1].step, lambda phase: run.batches.batch(phase, 0), pieces)
+        cost = training_cost(run.stages[-1].step, lambda phase: run.batches.batch(phase, 0, 0), pieces)
         values = {"counted": _COUNTED, "passes": cost.passes, "flops": cost.flops}
         write_text(file, json.dumps(values) + "\n")
     return Cost({name: (there, back) for name, (there, back) in values["passes"].items()}, values["flops"])
