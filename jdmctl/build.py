@@ -209,7 +209,7 @@ def build_jdm_step(
     recipe: Recipe, family: Any, controls: Mapping[str, Control], sum_over_processes: SumOverProcesses = alone
 ) -> JDMStep:
     """The JDM step of a recipe, with a fake score and maybe a critic of its own; no energies by an aware teacher."""
-    objective, settings = recipe.objective, recipe.fake_score
+    objective, settings, pieces = recipe.objective, recipe.fake_score, recipe.training.gradient_accumulation_steps
     device = next(family.student.parameters()).device
     is_aware = recipe.method in AWARE_TEACHERS
     form = "conditional" if is_aware else objective.form  # a score that is blind never comes near one that sees
@@ -222,7 +222,6 @@ def build_jdm_step(
         if form == "conditional"
     }
     fake_score = family.make_fake_score(settings.trainable, settings.rank, controls=seen)
-
     codec = family.quick_codec(recipe.memory.decoder) if recipe.memory.decoder else family.codec
     if recipe.memory.gradient_checkpointing:
         checkpoint_activations(*fake_score.branches.values(), getattr(codec, "vae", None))
@@ -235,7 +234,6 @@ def build_jdm_step(
     name = objective.divergence
     is_distance = name in SCORE_DIVERGENCES
     matching = ScoreDivergence(cast(Any, name)) if is_distance else Matching(objective.weight)
-
     empty_prompt = functools.cache(family.empty_prompt)
     guidance = None
     if recipe.guidance_weight:
@@ -270,7 +268,9 @@ def build_jdm_step(
         critic=critic,
         critic_parameters=tuple(critic.parameters()) if critic else (),
         critic_updates=recipe.critic.updates,
-        normaliser=RatioNormaliser(decay=recipe.critic.ratio_decay, sum_over_processes=sum_over_processes),
+        normaliser=RatioNormaliser(
+            decay=recipe.critic.ratio_decay, sum_over_processes=sum_over_processes, pieces=pieces
+        ),
         gan_weight=objective.gan_weight * math.prod(family.latent_shape),
         gan_timesteps=UniformTimesteps(objective.min_time, top) if (top := objective.gan_max_time) else None,
         r1_weight=recipe.critic.r1_weight,

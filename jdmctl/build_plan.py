@@ -157,15 +157,14 @@ def suggestions(recipe: Recipe, load: Callable[[Sequence[str]], Recipe], gibibyt
 
     `load` reads the recipe again with overrides. They come in the order of how little they change what is learned.
     """
-    training = recipe.training
     decoder = family_class(recipe.model.family).tiny_decoder
     wanted: list[Switch] = [
         ("memory.gradient_checkpointing=true", lambda r: not r.memory.gradient_checkpointing),
         ("memory.average_on_cpu=true", lambda r: not r.memory.average_on_cpu),
         ("memory.cache_embeddings=true", lambda r: not r.memory.cache_embeddings),
         ("memory.cache_latents=true", lambda r: not r.memory.cache_latents and encoder_may_rest(r)),
-        (f"training.gradient_accumulation_steps={training.batch_size}",
-         lambda r: r.training.gradient_accumulation_steps < r.training.batch_size),
+        (f"training.gradient_accumulation_steps={recipe.most_pieces}",
+         lambda r: r.training.gradient_accumulation_steps < r.most_pieces),
         ("memory.share_backbone=true", lambda r: not r.memory.share_backbone and _may_share(r)),
         ("memory.offload=true", lambda r: not r.memory.offload),
         ("training.precision=bf16", lambda r: r.training.precision != "bf16"),

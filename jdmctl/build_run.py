@@ -61,6 +61,12 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
             f"in {pieces} pieces each",
             hint=f"make it a multiple of {processes * pieces}",
         )
+    if recipe.pairs_pictures and training.batch_size == processes * pieces:
+        raise RecipeError(
+            "a critic that sees conditions gives each picture its neighbour's, and training.batch_size "
+            f"{training.batch_size} among {processes} processes in {pieces} pieces each leaves it none",
+            hint=f"make it {2 * processes * pieces} or more",
+        )
     if recipe.memory.optimizer == "adamw_8bit":
         eight_bit()  # what is not installed is told before anything is loaded
     check_options(recipe)

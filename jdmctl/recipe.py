@@ -107,6 +107,16 @@ class Recipe(Section):
                 f"training.batch_size {self.training.batch_size} is not a multiple of "
                 f"gradient_accumulation_steps {pieces}"
             )
+        if pieces > self.most_pieces:
+            raise ValueError(
+                f"a critic that sees conditions gives each picture its neighbour's, and training.batch_size "
+                f"{self.training.batch_size} in {pieces} pieces leaves it none: "
+                + (
+                    f"set gradient_accumulation_steps to {self.most_pieces}"
+                    if self.most_pieces
+                    else "set training.batch_size to 2 or more"
+                )
+            )
         if self.training.lr_warmup_steps >= self.training.num_steps:
             raise ValueError("training.lr_warmup_steps must be less than num_steps")
         wants_dsm = any(control.init == "dsm" for control in self.controls)
@@ -210,6 +220,19 @@ class Recipe(Section):
         from jdmctl.objectives.divergence import load_divergence
 
         return load_divergence(name).needs_ratio or self.objective.gan_weight > 0
+
+    @property
+    def pairs_pictures(self) -> bool:
+        """Whether a critic is shown pictures with the conditions of others in their piece of the batch."""
+        sees = self.objective.form == "conditional" or self.method in AWARE_TEACHERS
+        is_blind = self.critic.positives == "teacher" or self.objective.ratio == "learned" or not self.controls
+        return self.needs_critic and sees and not is_blind
+
+    @property
+    def most_pieces(self) -> int:
+        """That a batch can be cut into; none where a critic pairs its pictures, and there is one."""
+        size, least = self.training.batch_size, 2 if self.pairs_pictures else 1
+        return max((pieces for pieces in range(1, size // least + 1) if size % pieces == 0), default=0)
 
     @property
     def teacher_phases(self) -> tuple[str, ...]:

@@ -1,11 +1,15 @@
 """Counting: a step's passes are the stated minimum, and its operations those of its networks."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from jdmctl.build import build_controls, build_family, build_jdm_step, prepare_student
-from jdmctl.comparison.cost import training_cost
+from jdmctl.comparison.cells import Cell
+from jdmctl.comparison.cost import cell_cost, training_cost
 from jdmctl.recipe_files import parse_recipe
 from jdmctl.training.draws import SampleDraws
 from jdmctl.types import Batch, Losses, Phase
@@ -33,8 +37,42 @@ def test_operations_of_a_product(monkeypatch):
     """Forward 2 * 4 * 8 * 2 = 128; backward to the matrix as many, to the constant none; three times."""
     monkeypatch.setattr("jdmctl.comparison.cost.networks", lambda step: {})
     step = MatrixStep()
-    assert training_cost(step, None).flops == 3 * (128 + 128)
+    assert training_cost(step, lambda phase: None).flops == 3 * (128 + 128)
     assert step.matrix.grad is None
+
+
+def test_operations_are_of_all_pieces_of_a_batch(monkeypatch):
+    """A pass is of the whole batch however it comes; [4, 8] with [8, 2] costs 128 there and 128 back, four times."""
+    network = nn.Linear(8, 2, bias=False)
+    monkeypatch.setattr("jdmctl.comparison.cost.networks", lambda step: {"all": network})
+
+    class NetworkStep:
+        phases = (Phase("one", lambda batch: Losses(network(torch.ones(4, 8)).sum(), {}), (network.weight,)),)
+
+    cost = training_cost(NetworkStep(), lambda phase: None, pieces=4)
+    assert cost.flops == 4 * (128 + 128) and cost.passes == {"all": (1, 1)}
+
+
+def test_operations_of_attention(monkeypatch):
+    """4 tokens of width 8: Q K^T and A V, 2 * 4 * 8 * 4 each; to Q alone there is one product back, as large."""
+    monkeypatch.setattr("jdmctl.comparison.cost.networks", lambda step: {})
+    query, rest = nn.Parameter(torch.ones(1, 1, 4, 8)), torch.ones(1, 1, 4, 8)
+
+    class AttentionStep:
+        phases = (Phase("look", lambda b: Losses(scaled_dot_product_attention(query, rest, rest).sum(), {}), (query,)),)
+
+    product = 2 * 4 * 8 * 4
+    assert training_cost(AttentionStep(), lambda phase: None).flops == 2 * product + 2 * product
+
+
+def step_and_batch(recipe):
+    controls, family = build_controls(recipe, "cpu"), build_family(recipe.model, "cpu")
+    prepare_student(recipe, family)
+    step = build_jdm_step(recipe, family, controls)
+    step.weights.values = dict.fromkeys(controls, 1.0)
+    maps = {name: torch.rand(2, 3, 64, 64) for name in controls}
+    draws = SampleDraws(0, "test", range(2))
+    return step, Batch(family.encode_prompt(["a", "b"]), maps, draws, images=torch.rand(2, 3, 64, 64))
 
 
 @pytest.mark.parametrize(("form", "scale"), [("marginal", 1.0), ("marginal", 2.0), ("conditional", 2.0)])
@@ -42,12 +80,8 @@ def test_a_jdm_step_makes_no_pass_too_many(in_tiny_world, form, scale):
     """k fake-score updates draw and denoise; the student draws, asks teacher and fake score, decodes, and goes back
     through the decoder once for each of two controls."""
     recipe = parse_recipe(VALUES, [f"objective.form={form}", f"objective.guidance_scale={scale}"], "test")
-    controls, family = build_controls(recipe, "cpu"), build_family(recipe.model, "cpu")
-    prepare_student(recipe, family)
-    step = build_jdm_step(recipe, family, controls)
-    step.weights.values = dict.fromkeys(controls, 1.0)
-    maps = {name: torch.rand(2, 3, 64, 64) for name in controls}
-    cost = training_cost(step, Batch(family.encode_prompt(["a", "b"]), maps, SampleDraws(0, "test", range(2))))
+    step, batch = step_and_batch(recipe)
+    controls, cost = batch.conditions, training_cost(step, lambda phase: batch)
     k = step.fake_score_updates
     expected = {
         "student": (k + 1, 1),
@@ -60,3 +94,25 @@ def test_a_jdm_step_makes_no_pass_too_many(in_tiny_world, form, scale):
         expected |= {f"fake score's {name} branch": (k + 1, k) for name in controls}
     assert cost.passes == expected
     assert cost.flops > 1e6
+
+
+def test_a_critic_s_passes_count(in_tiny_world):
+    """Of the student's pictures and of true ones while it learns, of the student's for its weights."""
+    step, batch = step_and_batch(parse_recipe(VALUES, ["objective.divergence=js"], "test"))
+    passes = training_cost(step, lambda phase: batch).passes
+    assert passes["critic"] == (2 + 1, 2)
+    assert passes["teacher"] == (1, 0)  # its way down, which lends features, is the critic's
+
+
+def test_each_phase_is_counted_on_a_batch_of_its_own(in_tiny_world, tmp_path):
+    """The critic's positives are in no other; and what was kept when less was counted is counted again."""
+    Path("prompts.txt").write_text("".join(f"a red box number {i}\n" for i in range(16)))
+    given = VALUES | {"method": "distill", "controls": [], "data": {"source": "prompts", "path": "prompts.txt"}}
+    changes = ["objective.divergence=js", "critic.positives=teacher", "training.teacher_steps=1"]
+    sizes = ["training.batch_size=4", "training.gradient_accumulation_steps=2", "data.num_validation_samples=4"]
+    cell = Cell("distill", 0, parse_recipe(given, [*changes, *sizes], "test"), tmp_path / "distill-0")
+    kept = tmp_path / "distill-0.cost.json"
+    kept.write_text('{"passes": {"teacher": [1, 0]}, "flops": 5}')
+    cost = cell_cost(cell)
+    assert cost.passes["critic"] == (3, 2) and cost.flops > 1e6
+    assert cell_cost(cell) == cost and "5}" not in kept.read_text()

@@ -13,9 +13,11 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from jdmctl.cli import app as cli
 from jdmctl.comparison import contest, heldout
+from jdmctl.comparison.heldout import captioned
 from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
 from jdmctl.evaluation.manifold import precision_and_recall
 from jdmctl.recipe_files import load_recipe
+from jdmctl.sampling import save_picture
 from jdmctl.tinyworld.source import scenes
 from jdmctl.tinyworld.world import SHIPPED
 
@@ -126,6 +128,18 @@ def test_blurred_pictures_are_worse(evaluate, clip, boxes, tmp_path):
     as_set, _ = evaluate(tmp_path, "--reference", boxes, "--features", clip)
     assert as_set["frechet"]["value"] == pytest.approx(found["frechet"]["value"])
     assert "canny f1" not in as_set
+
+
+def test_conditions_and_the_grid_of_drawn_pictures_are_none_themselves(tmp_path):
+    """Told by what `jdmctl sample` writes into them; a user's own pictures of such names count."""
+    black = Image.new("RGB", (16, 16))
+    save_picture(black, tmp_path / "a" / "000-seed0.png", {"prompt": "a box", "controls": {}})
+    save_picture(black, tmp_path / "a" / "grid.png", {"pictures": []})
+    save_picture(black, tmp_path / "a" / "conditions" / "canny-0.png", {"control": "canny", "sha256": "0"})
+    (tmp_path / "b" / "conditions").mkdir(parents=True)
+    for name in ("grid.png", "conditions/0.png"):
+        black.save(tmp_path / "b" / name)
+    assert [len(captioned(tmp_path / name)) for name in "ab"] == [1, 2]
 
 
 def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, tiny_folders, clip, boxes, monkeypatch):

@@ -184,6 +184,16 @@ def test_switches_come_one_by_one_until_it_fits(in_tiny_world, monkeypatch):
     assert len(list(suggestions(load([]), load, gibibytes=20))) == 2
 
 
+def test_a_critic_that_pairs_pictures_keeps_two_in_a_piece(in_tiny_world, monkeypatch):
+    def load(chosen):
+        changes = ("objective.form=conditional", "objective.divergence=js", "training.batch_size=6")
+        return load_recipe("tiny/canny", [*changes, *chosen])
+
+    monkeypatch.setattr(build_plan, "plan_memory", lambda recipe: MemoryPlan({}, 2**40, 0, {"a": Working(0, 0)}))
+    chosen = list(suggestions(load([]), load, gibibytes=0))[-1][0]
+    assert "training.gradient_accumulation_steps=3" in chosen
+
+
 def test_kept_latents_take_the_encoder_out_of_the_plan(in_tiny_world):
     """By what really stays away, and a new picture is encoded apart from any update."""
     dsm = [*SMALL, "method=dsm", "training.precision=fp32"]

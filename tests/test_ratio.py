@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import Normal
 
 from jdmctl.families.heads import RatioCritic
+from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.ratio import (
     RatioNormaliser,
     approximate_r1,
@@ -23,6 +24,7 @@ from jdmctl.objectives.ratio import (
     time_histogram,
     weight_diagnostics,
 )
+from jdmctl.training.steps.weighting import sample_weights
 
 
 def test_the_critics_optimum_is_the_log_ratio():
@@ -176,12 +178,63 @@ def test_the_normaliser_survives_json():
     assert first.state_dict() == second.state_dict()
 
 
+def test_a_batch_in_pieces_of_one_sample_is_weighed_like_the_whole():
+    """Forward KL, h = r. While batches repeat, means over the latest eight samples are those of the batch.
+
+    A sample alone is its own mean: taken piece by piece every h would be 1. The first batch is so at its beginning.
+    """
+    generator = torch.Generator().manual_seed(0)
+    logits, likelihood = torch.randn(2, 8, generator=generator)
+    t = torch.rand(8, generator=generator)
+    whole, cut = RatioNormaliser(bins=2), RatioNormaliser(bins=2, pieces=8)
+    forward = load_divergence("forward-kl")
+    for _ in range(4):
+        expected, told = sample_weights(forward, whole, logits, [likelihood], t)
+        found = [sample_weights(forward, cut, logits[[i]], [likelihood[[i]]], t[[i]]) for i in range(8)]
+    torch.testing.assert_close(torch.cat([weight for weight, _ in found]), expected)
+    assert found[-1][1]["h_ess"].item() == pytest.approx(told["h_ess"].item()) and told["h_ess"] < 0.9
+
+
+def test_pieces_over_two_processes_are_weighed_like_pieces_of_one():
+    """Two processes that see the same: every sum is doubled and no mean is changed."""
+    one, two = RatioNormaliser(pieces=3), RatioNormaliser(pieces=3, sum_over_processes=lambda values: 2 * values)
+    js, t = load_divergence("js"), torch.tensor([0.1, 0.5])
+    for piece in torch.randn(7, 2, generator=torch.Generator().manual_seed(2)):
+        found = [sample_weights(js, normaliser, piece, [piece.flip(0)], t) for normaliser in (one, two)]
+        torch.testing.assert_close(*found, equal_nan=True)
+
+
+def test_the_mean_moves_once_a_batch():
+    """Whatever the pieces: after each batch it is what it would be without them."""
+    whole, cut = RatioNormaliser(bins=2, decay=0.9), RatioNormaliser(bins=2, decay=0.9, pieces=4)
+    for batch in torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0)):
+        log_ratio, t = batch[0], batch[1].sigmoid()
+        whole(log_ratio, t)
+        for i in range(0, 8, 2):
+            cut(log_ratio[i : i + 2], t[i : i + 2])
+        torch.testing.assert_close(cut.means, whole.means)
+
+
+def test_a_batch_in_pieces_goes_on_after_json():
+    first, again = (RatioNormaliser(bins=3, decay=0.9, pieces=3) for _ in range(2))
+    values = torch.randn(12, 2, generator=torch.Generator().manual_seed(1))
+    t, js = torch.tensor([0.1, 0.9]), load_divergence("js")
+    for piece in values[:6]:
+        sample_weights(js, first, piece, [piece.flip(0)], t)
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for piece in values[6:]:
+        weights = [sample_weights(js, one, piece, [piece.flip(0)], t)[0] for one in (first, again)]
+        assert torch.equal(*weights)
+    again.load_state_dict({"means": [1.0, None, 2.0]})  # as older versions kept it
+
+
 def test_diagnostics():
     """h = (1, 3): over its mean 2 (1/2, 3/2), ess = 4^2 / (2 * 10) = 0.8; E[r] = (2 + 4) / 2."""
     found = weight_diagnostics(torch.tensor([1.0, 3.0]).log(), torch.tensor([2.0, 4.0]).log())
     expected = {"h_min": 0.5, "h_max": 1.5, "h_log_mean": math.log(2), "h_ess": 0.8, "ratio_log_mean": math.log(3)}
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-5)
     assert critic_accuracy(torch.tensor([1.0, -1.0]), torch.tensor([-2.0, -0.1])).tolist() == [1.0, 0.5]
+    assert critic_accuracy(torch.zeros(2), torch.tensor([0.0, 1.0])).tolist() == [0.5, 0.25]
 
 
 def test_time_histogram():

@@ -1,10 +1,12 @@
 """Recipes: every shipped one is valid, every problem is told at once, and YAML's traps are closed."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from jdmctl.build_run import build_run
 from jdmctl.cli.training import plan
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
@@ -100,6 +102,7 @@ data: {source: tiny}
         assert line in message
 
 
+CRITIC = {"objective": {"form": "conditional", "divergence": "js"}}
 LEARNED = {"ratio": "learned", "divergence": "js"}
 
 
@@ -109,6 +112,11 @@ LEARNED = {"ratio": "learned", "divergence": "js"}
         ({"controls": []}, "controls: name at least one"),
         ({"controls": [{"name": "canny"}] * 2}, "the same control is named twice"),
         ({"training": {"batch_size": 10, "gradient_accumulation_steps": 3}}, "10 is not a multiple of"),
+        (
+            {**CRITIC, "training": {"batch_size": 6, "gradient_accumulation_steps": 6}},
+            "set gradient_accumulation_steps to 3",
+        ),
+        ({**CRITIC, "training": {"batch_size": 1}}, "leaves it none: set training.batch_size to 2 or more"),
         ({"controls": [{"name": "canny", "init": "dsm"}]}, "init of canny is dsm, and the steps are 0: --set"),
         ({"training": {"dsm_warmup_steps": 5}}, "is student, and the steps are 5: --set training.dsm_warmup_steps=0"),
         ({"seed": 2**32}, "seed: input should be less than 4294967296"),
@@ -126,6 +134,15 @@ LEARNED = {"ratio": "learned", "divergence": "js"}
 )
 def test_what_does_not_fit_together(tmp_path, changes, message):
     assert message in problems_of(tmp_path, recipe_text(**changes))
+
+
+def test_processes_that_leave_a_critic_one_picture_each_are_refused():
+    """It would show each picture with its neighbour's condition."""
+    accelerator = SimpleNamespace(device="cpu", num_processes=3)
+    changes = ["training.batch_size=6", "training.gradient_accumulation_steps=2"]
+    recipe = parse_recipe(SMALLEST | CRITIC, changes, "test")
+    with pytest.raises(RecipeError, match="6 among 3 processes in 2 pieces each leaves it none"):
+        build_run(recipe, accelerator)
 
 
 def test_numbers_with_an_exponent_are_numbers(tmp_path):

@@ -8,9 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from jdmctl.comparison.marks import _mean_of_others
 from jdmctl.comparison.means import mean_rows
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, Drawing, Scenes
 from jdmctl.controls.base import load_control
+from jdmctl.evaluation.fidelity import frechet_distance
 from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.source import captioned_folder, scenes
 
@@ -151,3 +153,30 @@ def test_the_mean_over_controls_is_that_of_the_ratios(asked):
     assert rows["consistency / X"].value == pytest.approx(4.0)
     assert rows["frechet / X"].value == 1.0
     assert rows["frechet / X"].control == "mean of canny, lowres"
+
+
+def test_the_mean_of_one_control_is_its_own_row(asked):
+    """Also in its interval: repeated scenes push a Frechet distance, and so a ratio, away from its value."""
+    features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ratio = [lambda chosen: frechet_distance(features[chosen], features + 0.3)]
+    spread = {"jdm": {"frechet / X": ratio}}
+    (own,) = asked.rows("jdm", 1, spread["jdm"], [0], "a command")
+    (mean,) = mean_rows([asked], [spread], {"jdm": [0]}, "a command")
+    assert (mean.low, mean.value, mean.high) == pytest.approx((own.low, own.value, own.high))
+    assert own.low < own.value < own.high
+
+
+def test_every_reference_picture_counts_in_recall():
+    """60 beside 40 scenes, the last 20 covered: 1/3; a scene that is drawn twice counts its pictures twice."""
+    recall = _mean_of_others((torch.arange(60) >= 40).double(), 40)
+    assert recall(torch.arange(40)) == pytest.approx(1 / 3)
+    assert recall(torch.tensor([0, 0, 39])) == pytest.approx(2 / 5)
+    few = _mean_of_others(torch.tensor([1.0, 0.0]), 40)
+    assert few(torch.arange(40)) == 0.5
+
+
+def test_reference_pictures_that_are_a_multiple_of_the_scenes_stand_for_them_in_blocks():
+    covered = torch.rand(12, generator=torch.Generator().manual_seed(0)) < 0.5
+    chosen = torch.tensor([0, 2, 2])
+    blocks = covered.double().unflatten(0, (4, 3))
+    assert _mean_of_others(covered.double(), 3)(chosen) == blocks[:, chosen].mean().item()

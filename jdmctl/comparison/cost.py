@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -15,19 +15,33 @@ from torch.utils.flop_counter import FlopCounterMode
 from jdmctl.build_run import build_run
 from jdmctl.comparison.cells import Cell
 from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.families.heads import RatioCritic
 from jdmctl.training.atomic import write_text
+from jdmctl.training.attention import training_attention
 from jdmctl.training.run import make_accelerator
 from jdmctl.types import Batch, Step
+
+_COUNTED = "a whole batch, with attention and the critic"  # costs that were kept when less was counted are not read
 
 
 @dataclass(frozen=True)
 class Cost:
+    """Of one update, with all its phases.
+
+    A pass is of the whole batch, in however many pieces it comes; operations are of all pieces. A critic's pass is that
+    of its heads and of what lends them features: of a UNet the way down, which is no pass of its own, and all of a
+    transformer, whose pass is counted too.
+    """
+
     passes: dict[str, tuple[int, int]]  # network -> forward, backward
     flops: int  # multiply-adds count as two, as torch.utils.flop_counter does
 
 
-def training_cost(step: Step, batch: Batch) -> Cost:
-    """Run each phase as often as one step does, without updating anything, and count."""
+def training_cost(step: Step, piece_of: Callable[[str], Batch], pieces: int = 1) -> Cost:
+    """Run each phase as often as one step does, without updating anything, and count.
+
+    `piece_of` gives a piece of a phase's batch, by the phase's name; all `pieces` of an update cost the same.
+    """
     forward: Counter[str] = Counter()
     backward: Counter[str] = Counter()
 
@@ -41,30 +55,33 @@ def training_cost(step: Step, batch: Batch) -> Cost:
         return hook
 
     found = networks(step)
+    batches = {phase.name: piece_of(phase.name) for phase in step.phases}
+    device = step.phases[-1].parameters[0].device
     handles = [module.register_forward_hook(after_forward(name)) for name, module in found.items()]
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False) as counter, training_attention(device):
             for phase in step.phases:
                 for _ in range(phase.repeats):
-                    phase.loss(batch).total.backward()
+                    phase.loss(batches[phase.name]).total.backward()
     finally:
         for handle in handles:
             handle.remove()
         for phase in step.phases:
             for parameter in phase.parameters:
                 parameter.grad = None
-    return Cost({name: (forward[name], backward[name]) for name in found}, counter.get_total_flops())
+    return Cost({name: (forward[name], backward[name]) for name in found}, pieces * counter.get_total_flops())
 
 
 def cell_cost(cell: Cell) -> Cost:
-    """Of a cell's main stage, counted once on one batch and kept beside its folder."""
+    """Of a cell's main stage, counted once on a piece of one batch and kept beside its folder."""
     file = cell.folder.with_name(f"{cell.name}.cost.json")
-    if not file.exists():
+    values = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if values.get("counted") != _COUNTED:
         run = build_run(cell.recipe, make_accelerator("cpu", "fp32"))
-        step = run.stages[-1].step
-        cost = training_cost(step, run.batches.batch(step.phases[-1].name, 0, 0))
-        write_text(file, json.dumps({"passes": cost.passes, "flops": cost.flops}) + "\n")
-    values = json.loads(file.read_text(encoding="utf-8"))
+        pieces = run.settings.gradient_accumulation_steps
+        cost = training_cost(run.stages[-1].step, lambda phase: run.batches.batch(phase, 0, 0), pieces)
+        values = {"counted": _COUNTED, "passes": cost.passes, "flops": cost.flops}
+        write_text(file, json.dumps(values) + "\n")
     return Cost({name: (there, back) for name, (there, back) in values["passes"].items()}, values["flops"])
 
 
@@ -85,6 +102,8 @@ def _parts(role: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(value, DiffusionDenoiser):
         yield role, value.backbone
         yield from ((f"{role}'s {name} branch", branch) for name, branch in value.branches.items())
+    if isinstance(value, RatioCritic):
+        yield role, value
     vae = getattr(value, "vae", None)
     if vae is not None:
         yield "decoder", vae.decoder

@@ -17,6 +17,7 @@ from jdmctl.data.rows import ListedRows, Rows
 from jdmctl.data.rows import Pictures as RowPictures
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.extractors import FeatureJudge, load_features
+from jdmctl.sampling import read_record
 from jdmctl.tinyworld.judge import Judge as WorldJudge
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.world import cache_folder, samples, world_folder, world_name
@@ -97,6 +98,8 @@ class Asked:
 def captioned(place: Path, resolution_px: int = 0) -> Pictures:
     """All pictures of a data set in any layout, or of a folder without captions; by default as large as the first.
 
+    Of a folder that `jdmctl sample` filled, what was drawn: neither the conditions nor the grid of all.
+
     Raises:
         BadInputError: there are none, or one cannot be read.
     """
@@ -111,8 +114,19 @@ def captioned(place: Path, resolution_px: int = 0) -> Pictures:
 def _rows(place: Path) -> Rows:
     files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
     if files and not is_known(str(place)):
-        return ListedRows(files, [""] * len(files))
+        drawn = [file for file in files if not _tells_of_drawn(file)]
+        return ListedRows(drawn, [""] * len(drawn))
     return open_rows(str(place), ReadOptions(cache_folder()))
+
+
+def _tells_of_drawn(file: Path) -> bool:
+    """Whether it is a condition or a grid that `jdmctl sample` put beside its pictures, by what is written in it."""
+    if file.name != "grid.png" and file.parent.name != "conditions":
+        return False
+    try:
+        return not {"control", "pictures"}.isdisjoint(read_record(file))
+    except (BadInputError, OSError, ValueError):
+        return False
 
 
 def _chosen(pictures: Pictures, which: slice) -> Pictures:

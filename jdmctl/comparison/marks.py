@@ -158,9 +158,14 @@ def _mean_of_some(values: Tensor) -> Statistic:
 
 
 def _mean_of_others(values: Tensor, num: int) -> Statistic:
-    """Of values [M] of other pictures than the scenes, M >= num: each scene stands for M // num of them."""
-    blocks = values[: len(values) // num * num].unflatten(0, (-1, num)) if len(values) >= num else values[None]
-    return lambda chosen: blocks[:, chosen[chosen < blocks.shape[1]]].mean().item()
+    """Of values [M] of other pictures than the scenes: picture j is in as often as scene j % num."""
+    scene = torch.arange(len(values)) % num
+
+    def statistic(chosen: Tensor) -> float:
+        times = chosen.bincount(minlength=num)[scene].to(values)
+        return ((values * times).sum() / times.sum()).item()
+
+    return statistic
 
 
 def mean_of_known(each: Sequence[Statistic]) -> Statistic:

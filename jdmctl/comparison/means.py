@@ -29,7 +29,7 @@ def mean_rows(
         for metric in [metric for metric in ratios[0] if all(metric in found for found in ratios)]:
             number = min(len(found[metric]) for found in ratios)
             each = [_geometric_mean([found[metric][seed] for found in ratios]) for seed in range(number)]
-            value, low, high = estimate(each, num)
+            value, low, high = estimate(metric, each, num)
             if math.isfinite(low + value + high):
                 rows.append(
                     Row(scenes[0].world, name, method, 1, metric, value, low, high, list(seeds[method][:number]), num,

@@ -113,7 +113,8 @@ def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, high
     note = (
         "<p><small>Minutes include warm-ups, and the training of the ControlNet that a method's teacher needs. The "
         "goal is what the first run reached on validation, less 2 %. An update is one of the main stage, "
-        "counted while it ran."
+        "counted while it ran: a pass is of its whole batch, in however many pieces, and GFLOP are of all of them. A "
+        "critic's passes are its own, those that it takes of a UNet's way down among them."
         "</small></p>"
     )
     return f"<table><tr>{head}</tr>{''.join(lines)}</table>{note}"

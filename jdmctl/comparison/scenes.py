@@ -185,7 +185,7 @@ class Scenes:
         """
         name, rows = "+".join(self.controls), []
         for metric, each in marks.items():
-            value, low, high = estimate(each, self.num, centered=metric.startswith(("frechet", "kid")))
+            value, low, high = estimate(metric, each, self.num)
             if not math.isfinite(low + value + high):
                 continue  # a ratio to nothing
             rows.append(
@@ -216,9 +216,13 @@ class Scenes:
         return found
 
 
-def estimate(each: Sequence[Statistic], num: int, centered: bool = False) -> tuple[float, float, float]:
-    """Mean over seeds, and its 95 % bootstrap interval over `num` scenes, widened to hold each seed."""
-    found = bootstrap(_mean_over_seeds(each), num, centered=centered, resamples=_RESAMPLES)
+def estimate(metric: str, each: Sequence[Statistic], num: int) -> tuple[float, float, float]:
+    """Mean over seeds, and its 95 % bootstrap interval over `num` scenes, widened to hold each seed.
+
+    Of distances between distributions and their ratios, which repeated scenes push up, the interval is centered.
+    """
+    is_distance = metric.startswith(("frechet", "kid"))
+    found = bootstrap(_mean_over_seeds(each), num, centered=is_distance, resamples=_RESAMPLES)
     by_seed = [statistic(torch.arange(num)) for statistic in each]
     return found.value, min(found.low, *by_seed), max(found.high, *by_seed)
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from jdmctl.objectives.divergence import Divergence
 from jdmctl.objectives.ratio import (
     RatioNormaliser,
-    alone,
     approximate_r1,
     critic_accuracy,
     critic_loss,
+    log_mean_alone,
     normalised_weights,
     time_histogram,
     weight_diagnostics,
@@ -32,7 +32,7 @@ def sample_weights(
     log_likelihoods: Sequence[Tensor],
     t: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """h(r) of each sample over the batch's mean of h, [B], and its diagnostics.
+    """h(r) of each sample over the mean of the batch, [B], and its diagnostics; of a piece where a batch is cut.
 
     `logits` are log p_t / q_t [B] at times t [B]; `log_likelihoods`, [B] each, are what controls add. Without a
     normaliser the ratio is taken as it is, as an exact one may be.
@@ -43,8 +43,9 @@ def sample_weights(
     else:
         log_ratio = logits if log_likelihood is None else logits + log_likelihood
     log_weight = divergence.log_weight(log_ratio)
-    weights = normalised_weights(log_weight, normaliser.sum_over_processes if normaliser else alone)
-    return weights, weight_diagnostics(log_weight, logits) | {"h_by_time": time_histogram(weights, t)[1]}
+    log_mean = normaliser.log_mean if normaliser else log_mean_alone
+    weights = normalised_weights(log_weight, log_mean)
+    return weights, weight_diagnostics(log_weight, logits, log_mean) | {"h_by_time": time_histogram(weights, t)[1]}
 
 
 def teach(
