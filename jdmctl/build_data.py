@@ -71,12 +71,12 @@ def build_samples(recipe: Recipe, family: Any, controls: Mapping[str, Control], 
                 hint="--set data.buckets=false",
             )
         maps = ConditionFolder(data.path, list(controls), family.resolution_px)
-        return Split(*split(MapSamples(maps), data.num_samples, num))
+        return Split(*split(MapSamples(maps), data.num_samples, num, shown=maps.shown))
     rows = open_rows(data.path, read_options(data), data.format)
     make: _Make = functools.partial(_extracted, rows, extract)
     if data.source == "conditions":
         make = functools.partial(_paired, rows, tuple(controls), data.path)
-    train, val = split(make(family.resolution_px), data.num_samples, num, rows.repeats)
+    train, val = split(make(family.resolution_px), data.num_samples, num, rows.repeats, rows.shown)
     return _in_buckets(data, family, rows, train, val, make) if data.buckets else Split(train, val)
 
 

@@ -97,3 +97,13 @@ def test_split_holds_out_the_last_samples_and_at_most_a_quarter():
     assert [len(train), len(val), val.text(0)] == [4, 1, "number 4"]
     train, val = split(samples, 3, 64)
     assert len(train) == len(val) == 3
+
+
+def test_pictures_are_held_out_with_all_their_captions():
+    """Five pictures of two captions each, not side by side: one may be held out, with both."""
+    samples = PictureSamples(Numbers(), {})
+    train, val = split(samples, 0, 1, shown=lambda index: index % 5)
+    assert (train.indices, val.indices) == ([0, 1, 2, 3, 5, 6, 7, 8], [4, 9])
+    assert split(samples, 0, 64, shown=lambda index: index % 5)[1].indices == [4, 9]
+    train, val = split(samples, 0, 64, shown=lambda index: index % 3)
+    assert len(train) == len(val) == 10

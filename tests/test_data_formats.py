@@ -168,12 +168,48 @@ def test_a_json_member_without_a_caption(tmp_path, options):
     assert open_rows(str(shard), asked).text(0) == "x"
 
 
+def test_an_empty_shard_among_others(tmp_path, options):
+    folder = write_shards(tmp_path / "data")
+    write_shard(folder / "00000a.tar", [])
+    rows = open_rows(str(folder), options)
+    assert show(rows) == EXPECTED and rows.conditions == ("conditioning_image",)
+    with pytest.raises(BadInputError, match="has no samples"):
+        open_rows(str(folder / "00000a.tar"), options)
+
+
+def test_a_member_whose_name_is_not_utf8(tmp_path, options):
+    members = [(f"{name}\udce9.{kind}", content) for name in "ab" for kind, content in (("png", png(51)), ("txt", name))]
+    rows = open_rows(str(write_shard(tmp_path / "a.tar", members)), options)
+    assert show(rows) == [("a", 0.2), ("b", 0.2)] and str(rows.picture(0)).endswith("a.tar: a\\xe9")
+
+
+def test_half_a_character(tmp_path, options):
+    """Json can hold what no text can: one half of an emoji."""
+    shard = write_shard(tmp_path / "a.tar", [("a.jpg", png(0)), ("a.json", '{"caption": "party \\ud83c"}')])
+    with pytest.raises(BadInputError, match="a.tar: a.json: 'party .ud83c' has half a character"):
+        open_rows(str(shard), options)
+    save(tmp_path / "data" / "a.png", png(0))
+    save(tmp_path / "data" / "metadata.jsonl", '{"file_name": "a.png", "text": "party \\ud83c"}')
+    with pytest.raises(BadInputError, match="line 1: \"text\" is 'party .ud83c', which has half a character"):
+        open_rows(str(tmp_path / "data"), options)
+
+
+def test_sizes_of_another_column_are_others(tmp_path, options):
+    members = [("a.jpg", png(0)), ("a.big.png", png(0, (32, 16))), ("a.txt", "a")]
+    shard = str(write_shard(tmp_path / "a.tar", members))
+    other = ReadOptions(cache=options.cache, image_column="big.png")
+    assert open_rows(shard, options).identity() != open_rows(shard, other).identity()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (lambda whole: whole[:600], "is cut short|not a whole tar"),
         (lambda whole: b"\x1f\x8b" + whole, "is compressed"),
         (lambda whole: b"nothing" * 200, "not a whole tar"),
+        (lambda whole: whole[:2560] + b"x" + whole[2561:], "bytes, those after 2560 cannot be read"),
+        (lambda whole: whole[:2560], "is cut short: the zeros"),
+        (lambda whole: whole + whole, "bytes, those after 3584 cannot be read"),
     ],
 )
 def test_bad_shards(tmp_path, options, content, message):

@@ -42,6 +42,10 @@ class ConditionFolder:
     def text(self, index: int) -> str:
         return self._texts[index]
 
+    def shown(self, index: int) -> tuple[Path, ...]:
+        """Which maps they are."""
+        return tuple(self._files[index].values())
+
     def conditions(self, index: int) -> dict[str, Tensor]:
         """Control -> condition [3, H, W] in [0, 1]."""
         files = self._files[index].items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +30,9 @@ class Rows(Protocol):
 
     def repeats(self, index: int) -> int: ...  # how often an epoch of training shows it
 
-    def identity(self) -> str: ...  # changes when the files do
+    def shown(self, index: int) -> Hashable: ...  # which picture it is: equal for rows that are known to share one
+
+    def identity(self) -> str: ...  # changes when the files do, or another column is their picture
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class ListedRows:
 
     def repeats(self, index: int) -> int:
         return self.times[index] if self.times else 1
+
+    def shown(self, index: int) -> Path:
+        return self.files[index]
 
     def identity(self) -> str:
         return identity_of(self.files)

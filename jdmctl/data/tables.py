@@ -59,9 +59,12 @@ class TableRows:
     def repeats(self, index: int) -> int:
         return 1
 
+    def shown(self, index: int) -> int:
+        return index
+
     def identity(self) -> str:
         files = [Path(part["filename"]) for part in self._columns[self._text].cache_files]
-        return identity_of(files) if files else f"{self._name} {len(self)}"
+        return f"{identity_of(files) if files else f'{self._name} {len(self)}'} {self._image}"
 
     def _require_whole(self) -> None:
         """Raises BadInputError with all rows that have no caption or no picture."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -182,18 +183,36 @@ def _once(index: int) -> int:
     return 1
 
 
+def _itself(index: int) -> Hashable:
+    return index
+
+
 def split(
-    whole: Whole, num_samples: int, num_validation: int, repeats: Callable[[int], int] = _once
+    whole: Whole,
+    num_samples: int,
+    num_validation: int,
+    repeats: Callable[[int], int] = _once,
+    shown: Callable[[int], Hashable] = _itself,
 ) -> tuple[Part, Part]:
     """The first samples to train on, the last ones held out.
 
-    `num_samples` 0 takes all. At most a quarter is held out; from fewer than four samples nothing
-    can be, and training samples serve twice. `repeats` says how often an epoch of training shows a sample.
+    `num_samples` 0 takes all. `shown` says which picture a sample is of: pictures are held out with all their samples,
+    from the last on, until these are as many as asked. At most a quarter of the pictures is held out; from fewer than
+    four nothing can be, and training samples serve twice. `repeats` says how often an epoch of training shows a sample.
     """
-    size = min(num_samples or len(whole), len(whole))
-    held_out = min(num_validation, size // 4)
-    train = Part(whole, [index for index in range(size - held_out) for _ in range(repeats(index))])
-    return train, Part(whole, range(size - held_out, size)) if held_out else train
+    pictures = [shown(index) for index in range(min(num_samples or len(whole), len(whole)))]
+    times = Counter(pictures)
+    held_out: set[Hashable] = set()
+    num_held_out = 0
+    for picture in reversed(pictures):
+        if len(held_out) == len(times) // 4 or num_held_out >= num_validation:
+            break
+        num_held_out += 0 if picture in held_out else times[picture]
+        held_out.add(picture)
+    kept = [index for index, picture in enumerate(pictures) if picture not in held_out]
+    train = Part(whole, [index for index in kept for _ in range(repeats(index))])
+    val = [index for index, picture in enumerate(pictures) if picture in held_out]
+    return train, Part(whole, val) if val else train
 
 
 def extractor(
