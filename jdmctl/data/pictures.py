@@ -76,6 +76,20 @@ def size_of(picture: Picture) -> tuple[int, int]:
     return (width, height) if is_turned else (height, width)
 
 
+def require_fit(picture: Picture, other: Picture) -> None:
+    """Raises BadInputError for pictures of different shapes, which would not lie over each other once cut to one.
+
+    Sides may differ from the same shape's by a pixel, by which one may be rounded that was made smaller.
+    """
+    (height, width), (other_height, other_width) = size_of(picture), size_of(other)
+    if abs(width * other_height - height * other_width) > max(width + height, other_width + other_height):
+        raise BadInputError(
+            f"{other} is {other_width} x {other_height} px, another shape than the {width} x {height} of {picture}, "
+            "so it would not lie over it",
+            hint=f"if it was stretched, resize it to {width} x {height}; if it was cut, make it again",
+        )
+
+
 def _open(picture: Picture) -> Image.Image:
     source: Path | io.BytesIO
     if isinstance(picture, Packed):

@@ -10,10 +10,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from jdmctl.data.pictures import Picture, read_image
+from jdmctl.data.formats import CONDITION
+from jdmctl.data.pictures import Picture, read_image, require_fit
 from jdmctl.errors import BadInputError
-
-CONDITION = "conditioning_image"  # the column's name in diffusers; `conditioning_image_canny` where there are several
 
 
 class Rows(Protocol):
@@ -120,5 +119,7 @@ class PairedPictures(Pictures):
             )
 
     def conditions(self, index: int) -> dict[str, Tensor]:
-        """Control -> condition [3, H, W] in [0, 1]."""
+        """Control -> condition [3, H, W] in [0, 1]; raises BadInputError for one of another shape than its picture."""
+        for column in self._columns.values():
+            require_fit(self.rows.picture(index), self.rows.picture(index, column))
         return {name: self._read(index, column) for name, column in self._columns.items()}

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from jdmctl.data.arrays import keep_arrays, read_arrays
+from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import is_whole, problems_error
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import SUFFIXES, Packed
-from jdmctl.data.rows import CONDITION, identity_of
+from jdmctl.data.rows import identity_of
 from jdmctl.errors import BadInputError, JdmError
 
 _PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import problems_error
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import Packed, Picture
-from jdmctl.data.rows import CONDITION, identity_of
+from jdmctl.data.rows import identity_of
 from jdmctl.errors import BadInputError, JdmError
 
 _IMAGE_NAMES = ("image", "jpg", "png", "webp", "jpeg", "img")
