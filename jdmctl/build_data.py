@@ -14,7 +14,7 @@ from jdmctl.build import resolve_options
 from jdmctl.controls.base import Control
 from jdmctl.data.aspect import Size, bucket_sizes, buckets_of
 from jdmctl.data.conditionfolder import ConditionFolder
-from jdmctl.data.formats import find_format, open_rows
+from jdmctl.data.formats import find_format, open_rows, require_options
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.prompts import PromptList
 from jdmctl.data.rows import PairedPictures, Pictures, Rows
@@ -52,7 +52,11 @@ def build_samples(recipe: Recipe, family: Any, controls: Mapping[str, Control], 
     data, num = recipe.data, recipe.data.num_validation_samples
     extract = {
         control.name: extractor(
-            controls[control.name], resolve_options(control.options), cache_folder() / "conditions", device
+            controls[control.name],
+            resolve_options(control.options),
+            cache_folder() / "conditions",
+            device,
+            family.resolution_px,
         )
         for control in recipe.controls
     }
@@ -70,13 +74,14 @@ def build_samples(recipe: Recipe, family: Any, controls: Mapping[str, Control], 
                 "data.buckets are for pictures, and condition maps of an imagefolder have none",
                 hint="--set data.buckets=false",
             )
+        require_options("imagefolder", read_options(data))
         maps = ConditionFolder(data.path, list(controls), family.resolution_px)
-        return Split(*split(MapSamples(maps), data.num_samples, num))
+        return Split(*split(MapSamples(maps), data.num_samples, num, shown=maps.shown))
     rows = open_rows(data.path, read_options(data), data.format)
     make: _Make = functools.partial(_extracted, rows, extract)
     if data.source == "conditions":
         make = functools.partial(_paired, rows, tuple(controls), data.path)
-    train, val = split(make(family.resolution_px), data.num_samples, num, rows.repeats)
+    train, val = split(make(family.resolution_px), data.num_samples, num, rows.repeats, rows.shown)
     return _in_buckets(data, family, rows, train, val, make) if data.buckets else Split(train, val)
 
 

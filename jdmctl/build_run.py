@@ -38,6 +38,7 @@ from jdmctl.training.energies import RewardEnergy
 from jdmctl.training.observer import Measure, Validation
 from jdmctl.training.plan import Phases, Rate, Settings, Stage
 from jdmctl.training.run import Run
+from jdmctl.training.same_data import same_data
 from jdmctl.training.state import Stateful
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
@@ -95,7 +96,8 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         batches = replace(batches, teacher=_teacher_samples(recipe, family, train_samples), teacher_phases=phases)
     warmup = [control.name for control in recipe.controls if control.init == "dsm"]
     stages = [_dsm_warmup(recipe, build_dsm_step(family, warmup))] if warmup else []
-    extra: dict[str, Stateful] = {}
+    asked = recipe.data.model_dump(mode="json", exclude={"prompt_dropout", "buckets", "bucket_step_px"})
+    extra: dict[str, Stateful] = {"data": same_data(asked, train_samples, val_samples)}
     if recipe.training.regression_steps:
         stages.append(_regression(recipe, family))
     if recipe.matches_distributions:

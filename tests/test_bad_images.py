@@ -57,6 +57,28 @@ def test_fractions(tmp_path):
     assert grey_of(read_image(tmp_path / "a.tiff", 16)) == pytest.approx(102)  # 0.4 * 255
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32([0, 255]), "a.tiff holds fractions from 0 to 255, so what is white is not known"),
+        (np.float32([-1, 1]), "fractions from -1 to 1"),
+        (np.float32([0, np.nan]), "fractions from nan to nan"),
+        (np.int32([0, 255]), "32-bit whole numbers from 0 to 255"),
+        (np.int32([0, 65536]), "32-bit whole numbers from 0 to 65536"),
+    ],
+)
+def test_numbers_that_do_not_say_what_is_white(tmp_path, values, message):
+    Image.fromarray(np.tile(values, (32, 16))).save(tmp_path / "a.tiff")
+    with pytest.raises(BadInputError, match=message) as caught:
+        read_image(tmp_path / "a.tiff", 16)
+    assert caught.value.hint.startswith("save it with 8 or 16 bits")
+
+
+def test_fractions_that_resizing_took_beyond_white(tmp_path):
+    Image.fromarray(np.full((32, 32), 1.005, np.float32)).save(tmp_path / "a.tiff")
+    assert grey_of(read_image(tmp_path / "a.tiff", 16)) == 255
+
+
 def test_black_and_white(tmp_path):
     Image.new("1", (32, 32), 1).save(tmp_path / "a.png")
     assert grey_of(read_image(tmp_path / "a.png", 16)) == 255

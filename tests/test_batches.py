@@ -1,12 +1,17 @@
 """Batches follow from where a run stands, whoever asks and however often."""
 
+import json
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
+from jdmctl.errors import BadInputError
 from jdmctl.training.batches import Batches
-from jdmctl.training.samples import PictureSamples, split
+from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.same_data import same_data
+from jdmctl.training.samples import Part, PictureSamples, PromptSamples, extractor, split
+from jdmctl.training.state import TrainingState
 
 
 @dataclass
@@ -97,3 +102,56 @@ def test_split_holds_out_the_last_samples_and_at_most_a_quarter():
     assert [len(train), len(val), val.text(0)] == [4, 1, "number 4"]
     train, val = split(samples, 3, 64)
     assert len(train) == len(val) == 3
+
+
+def test_pictures_are_held_out_with_all_their_captions():
+    """Five pictures of two captions each, not side by side: one may be held out, with both."""
+    samples = PictureSamples(Numbers(), {})
+    train, val = split(samples, 0, 1, shown=lambda index: index % 5)
+    assert (train.indices, val.indices) == ([0, 1, 2, 3, 5, 6, 7, 8], [4, 9])
+    assert split(samples, 0, 64, shown=lambda index: index % 5)[1].indices == [4, 9]
+    train, val = split(samples, 0, 64, shown=lambda index: index % 3)
+    assert len(train) == len(val) == 10
+
+
+@dataclass
+class Network:
+    """A control of somebody's own, whose code may change."""
+
+    shift: float = 0.0
+    name: str = "own"
+    gradient: str = "network"
+
+    def condition(self, images):
+        return (images + self.shift).clamp(0, 1)
+
+
+def test_conditions_are_made_again_when_a_controls_code_changes(tmp_path):
+    image = torch.full((1, 3, 8, 8), 0.5)
+    for shift in (0.0, 0.1, 0.0, 1e-7):
+        made = extractor(Network(shift), {}, tmp_path, "cpu", 16)(image)
+        assert made.sub(0.5 + shift).abs().max() < 1e-6
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+
+
+def test_data_that_changed_is_noticed():
+    asked, one = {"path": "photos"}, PromptSamples(Numbers())
+    before = same_data(asked, *split(one, 0, 2))
+    same_data(asked, *split(one, 0, 2)).load_state_dict(json.loads(json.dumps(before.state_dict())))
+    same_data({"path": "others"}, *split(one, 5, 2)).load_state_dict(before.state_dict())
+    with pytest.raises(BadInputError, match="it had 8 samples to train on and 2 held out, and has 4 and 1"):
+        same_data(asked, *split(one, 5, 2)).load_state_dict(before.state_dict())
+    with pytest.raises(BadInputError, match="its captions are others, or in another order"):
+        same_data(asked, Part(one, range(8)[::-1]), Part(one, [8, 9])).load_state_dict(before.state_dict())
+
+
+def test_a_checkpoint_that_does_not_know_its_data_is_resumed(tmp_path):
+    checkpoints, data = Checkpoints(tmp_path), same_data({}, *split(PromptSamples(Numbers()), 0, 2))
+    for name, kept in (("old", {}), ("new", {"data": data})):
+        state = TrainingState([], {}, 0.9)
+        state.enter(0, ())
+        state.save(checkpoints, name, kept)
+    now = same_data({}, *split(PromptSamples(Numbers()), 5, 2))
+    state.load(checkpoints, tmp_path / "old", [()], {"data": now})
+    with pytest.raises(BadInputError, match="data of this run changed"):
+        state.load(checkpoints, tmp_path / "new", [()], {"data": now})

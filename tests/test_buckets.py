@@ -29,6 +29,17 @@ def test_nearest_is_by_the_factor_between_ratios():
     assert [nearest((100, width), sizes) for width in (100, 199, 201, 900)] == [0, 0, 1, 1]
 
 
+def test_sizes_are_of_the_rows_asked_for(tmp_path):
+    """As many rows with the same last one, but others."""
+    for name, size in (("a", (16, 16)), ("b", (32, 16)), ("c", (16, 16))):
+        save(tmp_path / "data" / f"{name}.png", png(0, size))
+        save(tmp_path / "data" / f"{name}.txt", name)
+    rows = open_rows(str(tmp_path / "data"), ReadOptions(cache=tmp_path))
+    sizes = ((16, 16), (16, 32))
+    assert buckets_of(rows, sizes, [0, 2], tmp_path) == {0: 0, 2: 0}
+    assert buckets_of(rows, sizes, [1, 2], tmp_path) == {1: 1, 2: 0}
+
+
 def test_sizes_are_measured_once(tmp_path, monkeypatch):
     import jdmctl.data.aspect as aspect
 

@@ -181,6 +181,28 @@ def test_an_option_that_names_a_file_counts_by_its_contents(tmp_path):
         assert extract.count == count
 
 
+def test_an_option_may_list_files_and_an_empty_one_is_text(tmp_path, monkeypatch):
+    """`Path("")` is the working directory, which is no part of any condition."""
+    monkeypatch.chdir(tmp_path)
+    image, extract = torch.rand(1, 3, 4, 4), Negative()
+    for content, count in (("a", 1), ("a", 1), ("b", 2)):
+        (tmp_path / "weights").write_text(content)
+        cache_of("cache", extract, options={"networks": ["weights", 3], "prefix": ""})(image)
+        assert extract.count == count
+
+
+def test_any_flipped_bit_is_noticed(tmp_path):
+    image, extract = torch.rand(1, 3, 4, 4), Negative()
+    cache_of(tmp_path, extract)(image)
+    (entry,) = tmp_path.rglob("*.npz")
+    whole = entry.read_bytes()
+    for bit in range(0, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        entry.write_bytes(damaged)
+        assert torch.equal(cache_of(tmp_path, extract)(image), 1 - image), bit
+
+
 def test_a_damaged_entry_is_made_again(tmp_path):
     image, extract = torch.rand(1, 3, 4, 4), Negative()
     cache_of(tmp_path, extract)(image)

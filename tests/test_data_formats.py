@@ -20,6 +20,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from jdmctl.cli.app import app
+from jdmctl.cli.training import data_changes
+from jdmctl.data.conditionfolder import ConditionFolder
 from jdmctl.data.formats import find_format, open_rows
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import Packed, read_image, size_of
@@ -168,12 +170,48 @@ def test_a_json_member_without_a_caption(tmp_path, options):
     assert open_rows(str(shard), asked).text(0) == "x"
 
 
+def test_an_empty_shard_among_others(tmp_path, options):
+    folder = write_shards(tmp_path / "data")
+    write_shard(folder / "00000a.tar", [])
+    rows = open_rows(str(folder), options)
+    assert show(rows) == EXPECTED and rows.conditions == ("conditioning_image",)
+    with pytest.raises(BadInputError, match="has no samples"):
+        open_rows(str(folder / "00000a.tar"), options)
+
+
+def test_a_member_whose_name_is_not_utf8(tmp_path, options):
+    members = [(f"{name}\udce9.{kind}", what) for name in "ab" for kind, what in (("png", png(51)), ("txt", name))]
+    rows = open_rows(str(write_shard(tmp_path / "a.tar", members)), options)
+    assert show(rows) == [("a", 0.2), ("b", 0.2)] and str(rows.picture(0)).endswith("a.tar: a\\xe9")
+
+
+def test_half_a_character(tmp_path, options):
+    """Json can hold what no text can: one half of an emoji."""
+    shard = write_shard(tmp_path / "a.tar", [("a.jpg", png(0)), ("a.json", '{"caption": "party \\ud83c"}')])
+    with pytest.raises(BadInputError, match="a.tar: a.json: 'party .ud83c' has half a character"):
+        open_rows(str(shard), options)
+    save(tmp_path / "data" / "a.png", png(0))
+    save(tmp_path / "data" / "metadata.jsonl", '{"file_name": "a.png", "text": "party \\ud83c"}')
+    with pytest.raises(BadInputError, match="line 1: \"text\" is 'party .ud83c', which has half a character"):
+        open_rows(str(tmp_path / "data"), options)
+
+
+def test_sizes_of_another_column_are_others(tmp_path, options):
+    members = [("a.jpg", png(0)), ("a.big.png", png(0, (32, 16))), ("a.txt", "a")]
+    shard = str(write_shard(tmp_path / "a.tar", members))
+    other = ReadOptions(cache=options.cache, image_column="big.png")
+    assert open_rows(shard, options).identity() != open_rows(shard, other).identity()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (lambda whole: whole[:600], "is cut short|not a whole tar"),
         (lambda whole: b"\x1f\x8b" + whole, "is compressed"),
         (lambda whole: b"nothing" * 200, "not a whole tar"),
+        (lambda whole: whole[:2560] + b"x" + whole[2561:], "bytes, those after 2560 cannot be read"),
+        (lambda whole: whole[:2560], "is cut short: the zeros"),
+        (lambda whole: whole + whole, "bytes, those after 3584 cannot be read"),
     ],
 )
 def test_bad_shards(tmp_path, options, content, message):
@@ -247,7 +285,8 @@ def test_inspect(tmp_path, monkeypatch):
     done = run(monkeypatch, tmp_path, folder)
     assert done.exit_code == 0, done.output
     assert "controlnet, 4 rows" in done.output and "4 of 16 x 16" in done.output
-    (folder / "target" / "2.png").write_bytes(png(0, (30, 20)))
+    for kind in ("target", "source"):
+        save(folder / kind / "2.png", png(0, (30, 20)))
     (folder / "source" / "3.png").write_bytes(b"")
     done = run(monkeypatch, tmp_path, folder, "--json")
     found = json.loads(done.output)
@@ -261,3 +300,77 @@ def test_inspect_kohya_and_prompts(tmp_path, monkeypatch):
     save(tmp_path / "prompts.txt", "a\nb\n")
     assert "prompts, 2 rows" in run(monkeypatch, tmp_path, tmp_path / "prompts.txt").output
     assert isinstance(run(monkeypatch, tmp_path, tmp_path / "data", "--format", "x").exception, BadInputError)
+
+
+def test_inspect_says_what_a_run_would_use(tmp_path, monkeypatch):
+    """Conditions where they are sure to be; and how to ask for the others."""
+    save(tmp_path / "maps" / "a.png", png(0))
+    save(tmp_path / "maps" / "metadata.jsonl", '{"conditioning_image": "a.png", "text": "a"}')
+    save(tmp_path / "both" / "a.png", png(0))
+    save(tmp_path / "both" / "metadata.jsonl", '{"file_name": "a.png", "conditioning_image": "a.png", "text": "a"}')
+    shards, pairs = write_shards(tmp_path / "shards"), write_fill50k(tmp_path / "pairs")
+    for folder, source, other in (
+        (tmp_path / "maps", "conditions", "images"),
+        (tmp_path / "both", "conditions", "images"),
+        (shards, "images", "conditions"),
+        (pairs, "conditions", "images"),
+    ):
+        assert data_changes(str(folder))["data.source"] == source
+        done = run(monkeypatch, tmp_path, folder, "--json")
+        assert done.exit_code == 0, done.output
+        found = json.loads(done.output)
+        assert (found["source"], found["conditions"]) == (source, ["conditioning_image"])
+        assert f"--set data.source={other}" in run(monkeypatch, tmp_path, folder).output
+
+
+def test_a_metadata_file_means_its_folder_and_no_other_list_of_pictures_is_a_list_of_prompts(tmp_path):
+    for name in ("metadata.jsonl", "train.jsonl"):
+        save(tmp_path / name, '\n{"file_name": "a.png", "text": "a"}')
+    save(tmp_path / "prompts.jsonl", '{"text": "a"}')
+    images = {"data.source": "images", "data.path": str(tmp_path), "data.format": "imagefolder"}
+    assert data_changes(str(tmp_path / "metadata.jsonl")) == images
+    assert data_changes(str(tmp_path / "prompts.jsonl"))["data.source"] == "prompts"
+    with pytest.raises(BadInputError, match=r"train.jsonl lists pictures \(file_name\)") as caught:
+        data_changes(str(tmp_path / "train.jsonl"))
+    assert "--set data.source=prompts" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"image_column": "big"}, "controlnet has no use for image_column 'big'"),
+        ({"text_column": "t", "split": "test"}, "no use for text_column 't' and split 'test'"),
+        ({"stream": 5}, "no use for streaming '5'"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, option, message):
+    folder = write_fill50k(tmp_path / "data")
+    with pytest.raises(BadInputError, match=message) as caught:
+        open_rows(str(folder), ReadOptions(cache=tmp_path, **option))
+    assert caught.value.hint.startswith("leave it out; ")
+
+
+def test_a_condition_of_another_shape_than_its_picture_is_refused(tmp_path, options, monkeypatch):
+    folder = write_fill50k(tmp_path / "data")
+    save(folder / "target" / "0.png", png(0, (128, 64)))
+    save(folder / "source" / "0.png", png(0, (64, 64)))
+    save(folder / "target" / "1.png", png(0, (101, 67)))
+    save(folder / "source" / "1.png", png(0, (50, 33)))
+    pairs = PairedPictures(open_rows(str(folder), options), ["canny"], 8, str(folder))
+    message = "source/0.png is 64 x 64 px, another shape than the 128 x 64 of .*target/0.png"
+    with pytest.raises(BadInputError, match=message) as caught:
+        pairs.conditions(0)
+    assert "resize it to 128 x 64" in caught.value.hint
+    assert pairs.conditions(1)["canny"].shape == (3, 8, 8)
+    found = json.loads(run(monkeypatch, tmp_path, folder, "--json").output)
+    assert len(found["problems"]) == 1 and "another shape" in found["problems"][0]
+    assert found["warnings"][0].startswith("1 of 4 conditioning_image are of another size than their picture")
+
+
+def test_maps_of_several_controls_lie_over_one_another(tmp_path):
+    for name, size in (("a", (16, 16)), ("b", (32, 16))):
+        save(tmp_path / f"{name}.png", png(0, size))
+    row = {"text": "a", "conditioning_image_canny": "a.png", "conditioning_image_depth": "b.png"}
+    save(tmp_path / "metadata.jsonl", json.dumps(row))
+    with pytest.raises(BadInputError, match="b.png is 32 x 16 px, another shape"):
+        ConditionFolder(tmp_path, ["canny", "depth"], 8).conditions(0)

@@ -64,10 +64,14 @@ def test_buckets_are_trained_on_and_resumed_exactly(in_tiny_world, add_control, 
     assert all(whole[name].equal(parts[name]) for name in whole)
 
 
-def refused(monkeypatch, *words) -> RecipeError:
+def command(monkeypatch, *words) -> None:
     monkeypatch.setattr(sys, "argv", ["jdmctl", "add-control", *map(str, words)])
+    cli.app(standalone_mode=False)
+
+
+def refused(monkeypatch, *words) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
-        cli.app(standalone_mode=False)
+        command(monkeypatch, *words)
     return caught.value
 
 

@@ -71,6 +71,31 @@ def test_a_folder_of_captioned_images_is_split_by_caption(tmp_path):
         assert train.truth[i].sum() == len(train.labels) / 2
 
 
+def test_a_picture_of_several_captions_is_in_one_split(tmp_path):
+    rows = []
+    for i in range(60):
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(tmp_path / f"{i}.png")
+        rows += [{"file_name": f"{i}.png", "text": f"square {i} in words {wording}"} for wording in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    seen = [captioned_folder(tmp_path, name, 16).images[:, 0, 0, 0].tolist() for name in ("train", "reference", "test")]
+    assert all(part.count(red) == 3 for part in seen for red in part)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK damaged"])
+def test_scenes_that_are_damaged_are_drawn_again(tmp_path, content):
+    first = scenes("val", 2, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(content)
+    assert scenes("val", 2, tmp_path).images.equal(first.images)
+
+
+def test_a_cache_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInputError, match="cannot keep the scenes in .*file/scenes: Not a directory") as told:
+        scenes("val", 2, tmp_path / "file" / "scenes")
+    assert "JDMCTL_CACHE" in told.value.hint
+
+
 def test_a_folder_too_small_for_a_split_is_told(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a square"}')

@@ -52,13 +52,25 @@ def _told(found: dict[str, Any]) -> str:
     if "sizes" in found:
         lines[0] += f", {found['shown_per_epoch']} an epoch" if found["shown_per_epoch"] != found["rows"] else ""
         lines.append(f"captions: {found['captions_different']} different, {found['captions_empty']} empty")
-        lines.append(f"conditions: {', '.join(found['conditions']) or 'none; they are extracted from the pictures'}")
+        lines.append(f"conditions: {_conditions(found)}")
         sizes = ", ".join(f"{number} of {size}" for size, number in found["sizes"].items())
         more = found["sizes_different"] - len(found["sizes"])
         lines.append(f"opened {found['opened']} pictures: {sizes}" + (f" and {more} more sizes" if more else ""))
     lines += [f"  {_on_a_line(text)}" for text in found["first"]]
+    lines += [f"warning: {warning}" for warning in found["warnings"]]
     lines += [f"problem: {problem}" for problem in found["problems"]]
     return "\n".join(lines)
+
+
+def _conditions(found: dict[str, Any]) -> str:
+    """Which `--data` would use, and how to ask for the others."""
+    columns = ", ".join(found["conditions"])
+    if not columns:
+        return "none; they are extracted from the pictures"
+    if found["source"] == "images":
+        return f"extracted from the pictures; to take {columns} instead: --set data.source=conditions"
+    without = ", without pictures" if found["format"] == "imagefolder" else ""
+    return f"{columns}{without}; to extract them from pictures instead: --set data.source=images"
 
 
 def _on_a_line(caption: str) -> str:

@@ -83,20 +83,14 @@ def _call(known: Student | None, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def data_changes(data: str) -> dict[str, str]:
-    """Which kind of data a path is: where conditions are sure to lie beside the pictures, those are taken."""
-    from jdmctl.data.formats import find_format
+    """What a path is taken for, as changes of a recipe."""
+    from jdmctl.data.meaning import meaning_of
 
     if data in ("", "tiny"):
         return {"data.source": data}
-    if Path(data).suffix in (".txt", ".jsonl"):
-        return {"data.source": "prompts", "data.path": data}
-    format = find_format(data)
-    if format != "imagefolder":
-        source = "conditions" if format == "controlnet" else "images"
-        return {"data.source": source, "data.path": data, "data.format": format}
-    with Path(data, "metadata.jsonl").open(encoding="utf-8", errors="replace") as lines:
-        first = lines.readline()
-    return {"data.source": "conditions" if '"conditioning_image' in first else "images", "data.path": data}
+    meaning = meaning_of(data)
+    changes = {"data.source": meaning.source, "data.path": meaning.path}
+    return changes | ({"data.format": meaning.format} if meaning.format else {})
 
 
 def training_changes(

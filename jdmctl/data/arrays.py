@@ -6,10 +6,13 @@ import contextlib
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)  # what reading raises
 
 
 def read_arrays(file: Path) -> dict[str, np.ndarray] | None:
@@ -17,7 +20,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray] | None:
     try:
         with np.load(file, allow_pickle=False) as archive:
             return dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except DAMAGED:
         return None
 
 

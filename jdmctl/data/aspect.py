@@ -45,7 +45,7 @@ def buckets_of(rows: Rows, sizes: Sequence[Size], indices: Sequence[int], cache:
     All headers are read the first time, which for pictures in tables and archives means all of their bytes; then the
     sizes are kept in the cache. Raises BadInputError with all pictures that cannot be opened.
     """
-    key = f"{rows.identity()} {len(indices)} {indices[-1]}"
+    key = f"{rows.identity()} {list(indices)}"
     file = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     kept = read_arrays(file)
     found = kept["sizes"] if kept else _measure(rows, indices)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jdmctl.data.arrays import read_arrays
 from jdmctl.errors import BadInputError
 from jdmctl.weights import fingerprint
 
@@ -23,7 +23,7 @@ class ConditionCache:
     """Extracts each picture's condition once, or whatever else of one shape is made from it.
 
     A condition's key is the sha256 of the picture's pixels, the control's name and options and the
-    version of the code; an option that names a file or folder counts by its contents. One .npz a
+    version of the code; an option that names files or folders counts by their contents. One .npz a
     condition, moved into place when complete: processes may share the folder.
     """
 
@@ -64,16 +64,17 @@ class ConditionCache:
 
 
 def _identity(option: Any) -> Any:
-    is_path = isinstance(option, str | os.PathLike) and Path(option).exists()
+    if isinstance(option, Mapping):
+        return {str(name): _identity(value) for name, value in option.items()}
+    if isinstance(option, list | tuple):
+        return [_identity(value) for value in option]
+    is_path = isinstance(option, str | os.PathLike) and str(option) and Path(option).exists()
     return fingerprint(option) if is_path else str(option)
 
 
 def _read(file: Path) -> Tensor | None:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return torch.from_numpy(archive["condition"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-        return None  # absent, or not ours: it is written anew
+    kept = read_arrays(file) or {}  # absent, or not ours: it is written anew
+    return torch.from_numpy(kept["condition"]) if "condition" in kept else None
 
 
 def _write(file: Path, condition: Tensor) -> None:

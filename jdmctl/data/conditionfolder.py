@@ -9,7 +9,8 @@ from torch import Tensor
 
 from jdmctl.data.imagefolder import find_metadata
 from jdmctl.data.metadata import Row, first_problem, problem_of_file, problem_of_text, read_rows
-from jdmctl.data.pictures import read_image
+from jdmctl.data.pictures import read_image, require_fit
+from jdmctl.data.rows import ListedRows
 
 
 class ConditionFolder:
@@ -42,7 +43,27 @@ class ConditionFolder:
     def text(self, index: int) -> str:
         return self._texts[index]
 
+    def shown(self, index: int) -> tuple[Path, ...]:
+        """Which maps they are."""
+        return tuple(self._files[index].values())
+
     def conditions(self, index: int) -> dict[str, Tensor]:
-        """Control -> condition [3, H, W] in [0, 1]."""
-        files = self._files[index].items()
-        return {control: read_image(file, self._resolution_px) for control, file in files}
+        """Control -> condition [3, H, W] in [0, 1]; raises BadInputError for maps that do not lie over one another."""
+        files = self._files[index]
+        first, *others = files.values()
+        for file in others:
+            require_fit(first, file)
+        return {control: read_image(file, self._resolution_px) for control, file in files.items()}
+
+
+def read_maps(folder: Path, columns: Sequence[str]) -> ListedRows:
+    """The rows of such a folder with the columns that are named; the first also stands for the picture.
+
+    Raises BadInputError with all rows that are wrong.
+    """
+    rows = read_rows(
+        find_metadata(folder),
+        lambda row: first_problem((*(problem_of_file(row, key, folder) for key in columns), problem_of_text(row))),
+    )
+    others = {column: [folder / row[column] for row in rows] for column in columns}
+    return ListedRows(others[columns[0]], [row["text"] for row in rows], others)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import first_problem, problem_of_file, problem_of_text, read_rows
-from jdmctl.data.rows import CONDITION, ListedRows
+from jdmctl.data.rows import ListedRows
 
 _EXAMPLE = 'one {"source": "source/0.png", "target": "target/0.png", "prompt": "a red circle"} a line'
 

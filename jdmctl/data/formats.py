@@ -26,8 +26,15 @@ FORMATS = {  # name -> reader of a path
     "hub": "tables:read_hub",
     "webdataset": "shards:read_shards",
 }
+CONDITION = "conditioning_image"  # the column's name in diffusers; `conditioning_image_canny` where there are several
 WITH_CONDITIONS = ("controlnet", "videox", "parquet", "saved", "hub", "webdataset")  # beside their pictures
 PLAIN = ("imagefolder", "controlnet", "videox", "kohya")  # readers that take a path and nothing else
+_OPTIONS = {  # of ReadOptions, those that a reader heeds, as recipes call them
+    "parquet": ("image_column", "text_column", "split", "streaming"),
+    "hub": ("image_column", "text_column", "split", "streaming"),
+    "saved": ("image_column", "text_column", "split"),
+    "webdataset": ("image_column", "text_column"),
+}
 _ELSEWHERE = ("hub", "webdataset")  # which may be anywhere
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w-][\w.-]*")
 _KNOWN = "imagefolder with metadata.jsonl, prompt.json, VideoX json, captions beside pictures, parquet, tar shards"
@@ -36,9 +43,11 @@ _KNOWN = "imagefolder with metadata.jsonl, prompt.json, VideoX json, captions be
 def open_rows(path: str, options: ReadOptions, format: str = "") -> Rows:
     """The rows of a data set, of the format that is found by looking if none is given.
 
-    Raises BadInputError where there is nothing, nothing known, or rows are wrong.
+    Raises BadInputError where there is nothing, nothing known, or rows are wrong, and for options that the format has
+    no use for.
     """
     name = require_there(path, format)
+    require_options(name, options)
     module, _, reader = FORMATS[name].partition(":")
     read = getattr(import_module(f"jdmctl.data.{module}"), reader)
     if name in PLAIN:
@@ -57,6 +66,19 @@ def require_there(path: str, format: str = "") -> str:
     if name not in _ELSEWHERE and not Path(path).exists():
         raise BadInputError(f"no folder {path}, and no file either", hint="check the path")
     return name
+
+
+def require_options(format: str, options: ReadOptions) -> None:
+    """Raises BadInputError for options that a format has no use for."""
+    asked = {"image_column": options.image_column, "text_column": options.text_column}
+    asked |= {"split": "" if options.split == "train" else options.split, "streaming": str(options.stream or "")}
+    useless = [name for name, value in asked.items() if value and name not in _OPTIONS.get(format, ())]
+    if useless:
+        of = (f"{name} is for {', '.join(one for one in _OPTIONS if name in _OPTIONS[one])}" for name in useless)
+        raise BadInputError(
+            f"the format {format} has no use for {' and '.join(f'{name} {asked[name]!r}' for name in useless)}",
+            hint=f"leave it out; {'; '.join(of)}",
+        )
 
 
 def require_format(name: str) -> None:

@@ -60,7 +60,18 @@ def problem_of_text(row: Row, column: str = "text") -> str:
     """What is wrong with a row's caption."""
     if column not in row:
         return f'no "{column}"'
-    return "" if isinstance(row[column], str) else f'"{column}" is {row[column]!r}, not a string'
+    if not isinstance(row[column], str):
+        return f'"{column}" is {row[column]!r}, not a string'
+    return "" if is_whole(row[column]) else f'"{column}" is {row[column]!r}, which has half a character'
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text can be encoded: json may hold one half of a surrogate pair, as where an emoji was cut."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def problem_of_file(row: Row, column: str, folder: Path) -> str:

@@ -17,6 +17,7 @@ SMALLEST_PX = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
+_SLACK = 0.01  # by which fractions may leave [0, 1], as resizing makes them do
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def read_image(picture: Picture, resolution_px: int | tuple[int, int]) -> Tensor
     orientation is applied; of an animation the first frame is taken.
 
     Raises:
-        BadInputError: missing, damaged, not a picture, too small to show anything, or so large that
-            it is likely an attack.
+        BadInputError: missing, damaged, not a picture, too small to show anything, so large that it
+            is likely an attack, or of numbers that do not say what is white.
     """
     with _open(picture) as image:
         try:
@@ -50,7 +51,7 @@ def read_image(picture: Picture, resolution_px: int | tuple[int, int]) -> Tensor
             raise BadInputError(
                 f"{picture} is damaged or cut short: {problem}", hint="copy or export it again"
             ) from problem
-        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        rgb = _to_rgb(ImageOps.exif_transpose(image), picture)
     if min(rgb.size) < SMALLEST_PX:
         raise BadInputError(
             f"{picture} is {rgb.width} x {rgb.height} px: too small to show anything",
@@ -73,6 +74,20 @@ def size_of(picture: Picture) -> tuple[int, int]:
         except (OSError, SyntaxError, ValueError):
             is_turned = False
     return (width, height) if is_turned else (height, width)
+
+
+def require_fit(picture: Picture, other: Picture) -> None:
+    """Raises BadInputError for pictures of different shapes, which would not lie over each other once cut to one.
+
+    Sides may differ from the same shape's by a pixel, by which one may be rounded that was made smaller.
+    """
+    (height, width), (other_height, other_width) = size_of(picture), size_of(other)
+    if abs(width * other_height - height * other_width) > max(width + height, other_width + other_height):
+        raise BadInputError(
+            f"{other} is {other_width} x {other_height} px, another shape than the {width} x {height} of {picture}, "
+            "so it would not lie over it",
+            hint=f"if it was stretched, resize it to {width} x {height}; if it was cut, make it again",
+        )
 
 
 def _open(picture: Picture) -> Image.Image:
@@ -100,9 +115,9 @@ def _open(picture: Picture) -> Image.Image:
         raise BadInputError(f"{picture} cannot be read: {problem}", hint="use PNG, JPEG or WebP") from problem
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, picture: Picture) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
+        image = _to_8_bit(image, picture)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -110,7 +125,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Whole numbers are taken as 16-bit, fractions as already in [0, 1]."""
-    values = np.asarray(image, dtype=np.float64) / (1 if image.mode == "F" else 65535)
-    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8))
+def _to_8_bit(image: Image.Image, picture: Picture) -> Image.Image:
+    """Whole numbers are taken as 16-bit, fractions as already in [0, 1].
+
+    Raises BadInputError for numbers that are neither: in 32 bits, 0 to 255 may be a picture of 8 bits.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    is_fraction = image.mode == "F"
+    fits = -_SLACK <= low and high <= 1 + _SLACK if is_fraction else 0 <= low and high <= 65535
+    if not fits or (image.mode == "I" and 0 < high <= 255):
+        kind, wanted = ("fractions", "0 to 1") if is_fraction else ("32-bit whole numbers", "16 bits, 0 to 65535")
+        raise BadInputError(
+            f"{picture} holds {kind} from {low:g} to {high:g}, so what is white is not known; {wanted} is read",
+            hint="save it with 8 or 16 bits" + (", or divide it so that white is 1" if is_fraction else ""),
+        )
+    return Image.fromarray(((values / (1 if is_fraction else 65535)).clip(0, 1) * 255).round().astype(np.uint8))

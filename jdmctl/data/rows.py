@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
 
-from jdmctl.data.pictures import Picture, read_image
+from jdmctl.data.formats import CONDITION
+from jdmctl.data.pictures import Picture, read_image, require_fit
 from jdmctl.errors import BadInputError
-
-CONDITION = "conditioning_image"  # the column's name in diffusers; `conditioning_image_canny` where there are several
 
 
 class Rows(Protocol):
@@ -30,7 +29,9 @@ class Rows(Protocol):
 
     def repeats(self, index: int) -> int: ...  # how often an epoch of training shows it
 
-    def identity(self) -> str: ...  # changes when the files do
+    def shown(self, index: int) -> Hashable: ...  # which picture it is: equal for rows that are known to share one
+
+    def identity(self) -> str: ...  # changes when the files do, or another column is their picture
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,9 @@ class ListedRows:
 
     def repeats(self, index: int) -> int:
         return self.times[index] if self.times else 1
+
+    def shown(self, index: int) -> Path:
+        return self.files[index]
 
     def identity(self) -> str:
         return identity_of(self.files)
@@ -115,5 +119,7 @@ class PairedPictures(Pictures):
             )
 
     def conditions(self, index: int) -> dict[str, Tensor]:
-        """Control -> condition [3, H, W] in [0, 1]."""
+        """Control -> condition [3, H, W] in [0, 1]; raises BadInputError for one of another shape than its picture."""
+        for column in self._columns.values():
+            require_fit(self.rows.picture(index), self.rows.picture(index, column))
         return {name: self._read(index, column) for name, column in self._columns.items()}

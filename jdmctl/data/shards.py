@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from jdmctl.data.arrays import keep_arrays, read_arrays
-from jdmctl.data.metadata import problems_error
+from jdmctl.data.formats import CONDITION
+from jdmctl.data.metadata import is_whole, problems_error
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import SUFFIXES, Packed
-from jdmctl.data.rows import CONDITION, identity_of
+from jdmctl.data.rows import identity_of
 from jdmctl.errors import BadInputError, JdmError
 
 _PICTURES = tuple(suffix[1:] for suffix in SUFFIXES)
@@ -39,7 +40,7 @@ class ShardRows:
     """
 
     def __init__(self, shards: Sequence[Path], options: ReadOptions, name: str) -> None:
-        self._shards, self._text_key = shards, options.text_column
+        self._image, self._text_key = options.image_column, options.text_column
         tables, problems = [], []
         for shard in shards:
             table, wrong = _table_of(shard, options)
@@ -47,10 +48,11 @@ class ShardRows:
             problems += [f"{shard.name}: {text}" for text in wrong]
         if problems:
             raise problems_error(name, problems, "write these samples again, or leave them out")
-        sizes = [len(table["name"]) for table in tables]
-        if not sum(sizes):
+        filled = [(shard, table) for shard, table in zip(shards, tables, strict=True) if len(table["name"])]
+        if not filled:
             raise BadInputError(f"{name} has no samples", hint="a sample is a picture and a caption: a.jpg and a.txt")
-        self._shard = np.repeat(np.arange(len(shards)), sizes)
+        self._shards, tables = [shard for shard, _ in filled], [table for _, table in filled]
+        self._shard = np.repeat(np.arange(len(tables)), [len(table["name"]) for table in tables])
         first = set(tables[0]) - {"name", "text", "image", "is_json"}
         self.conditions = tuple(sorted(first.intersection(*tables)))
         columns = ("name", "text", "image", "is_json", *self.conditions)
@@ -68,8 +70,11 @@ class ShardRows:
     def repeats(self, index: int) -> int:
         return 1
 
+    def shown(self, index: int) -> int:
+        return index
+
     def identity(self) -> str:
-        return identity_of(self._shards)
+        return f"{identity_of(self._shards)} {self._image}"
 
     def _name(self, index: int) -> str:
         return f"{self._shards[self._shard[index]]}: {self._columns['name'][index].decode()}"
@@ -124,7 +129,7 @@ def _braces(path: str) -> list[str]:
 def _table_of(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], list[str]]:
     """Where everything lies in a shard, and what is wrong there; from the cache if the shard is as it was."""
     state = shard.stat()
-    wanted = [str(shard.resolve()), state.st_size, state.st_mtime_ns, options.image_column, options.text_column, 1]
+    wanted = [str(shard.resolve()), state.st_size, state.st_mtime_ns, options.image_column, options.text_column, 2]
     file = options.cache / "shards" / f"{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]}.npz"
     if kept := read_arrays(file):
         return kept, []
@@ -172,7 +177,7 @@ def _read(shard: Path, span: Span) -> bytes:
 
 
 def _caption(content: bytes, is_json: bool, key: str) -> str:
-    """Raises ValueError for what is not UTF-8, or json without a caption."""
+    """Raises ValueError for what is not UTF-8, json without a caption, or a caption with half a character."""
     text = content.decode("utf-8-sig")
     if not is_json:
         return text.strip()
@@ -182,6 +187,8 @@ def _caption(content: bytes, is_json: bool, key: str) -> str:
     if not found:
         has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(f"no {' or '.join(keys)}, but {has} (data.text_column names another)")
+    if not is_whole(found[0]):
+        raise ValueError(f"{found[0]!r} has half a character")
     return found[0]
 
 
@@ -210,8 +217,10 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Span]]]:
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
     try:
-        with tarfile.open(shard, "r:") as archive:
+        # of a name that is not UTF-8 the odd bytes are written out, so that it can be kept and told
+        with tarfile.open(shard, "r:", encoding="utf-8", errors="backslashreplace") as archive:
             yield from archive
+            _require_end(shard, archive.offset)
     except (tarfile.TarError, EOFError) as problem:
         with shard.open("rb") as stream:
             is_packed = stream.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
@@ -221,3 +230,18 @@ def _members(shard: Path) -> Iterator[tarfile.TarInfo]:
                 hint="unpack it to a plain .tar first (gunzip, zstd -d); pictures are compressed anyway",
             ) from problem
         raise BadInputError(f"{shard} is not a whole tar file: {problem}", hint="copy it again") from problem
+
+
+def _require_end(shard: Path, offset: int) -> None:
+    """Raises BadInputError unless zeros follow the last member that was found: tarfile takes all else for the end."""
+    size = os.path.getsize(shard)
+    if size < offset + tarfile.BLOCKSIZE:
+        raise BadInputError(f"{shard} is cut short: the zeros that end a tar file are missing", hint="copy it again")
+    with shard.open("rb") as stream:
+        stream.seek(offset)
+        while part := stream.read(2**20):
+            if part.count(0) < len(part):
+                raise BadInputError(
+                    f"{shard} is not a whole tar file: of its {size} bytes, those after {offset} cannot be read",
+                    hint="copy it again; if several were joined to one, give them as they were",
+                )

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import problems_error
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import Packed, Picture
-from jdmctl.data.rows import CONDITION, identity_of
+from jdmctl.data.rows import identity_of
 from jdmctl.errors import BadInputError, JdmError
 
 _IMAGE_NAMES = ("image", "jpg", "png", "webp", "jpeg", "img")
@@ -59,9 +60,12 @@ class TableRows:
     def repeats(self, index: int) -> int:
         return 1
 
+    def shown(self, index: int) -> int:
+        return index
+
     def identity(self) -> str:
         files = [Path(part["filename"]) for part in self._columns[self._text].cache_files]
-        return identity_of(files) if files else f"{self._name} {len(self)}"
+        return f"{identity_of(files) if files else f'{self._name} {len(self)}'} {self._image}"
 
     def _require_whole(self) -> None:
         """Raises BadInputError with all rows that have no caption or no picture."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import Row, check_rows, first_problem, problem_of_file, problem_of_text, read_text
-from jdmctl.data.rows import CONDITION, ListedRows
+from jdmctl.data.rows import ListedRows
 from jdmctl.errors import BadInputError
 
 _CONTROL = "control_file_path"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 from collections import Counter
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jdmctl.data.arrays import DAMAGED
 from jdmctl.data.imagefolder import ImageFolder
 from jdmctl.errors import BadInputError
 from jdmctl.tinyworld.captions import caption
@@ -70,16 +73,21 @@ class Pictures:
 
 
 def scenes(split: str, num: int, folder: Path, wordings: int = 4) -> Pictures:
-    """`num` rendered scenes of a split, rendered once and kept in `folder`. Splits differ by seed."""
+    """`num` rendered scenes of a split, rendered once and kept in `folder`. Splits differ by seed.
+
+    Raises BadInputError where they cannot be kept.
+    """
     file = folder / f"scenes-{split}-{num}.npz"
-    if file.exists():
+    try:
         drawn = Scenes.load(file)
-    else:
+    except (*DAMAGED, KeyError):  # absent or damaged
+        with _keeping(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         drawn = render(num, SPLIT_SEEDS[split], processes=os.cpu_count() or 1)
-        folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(f".{os.getpid()}.npz")  # another process may be drawing the same
-        drawn.save(partial)
-        partial.replace(file)
+        with _keeping(folder):
+            drawn.save(partial)
+            partial.replace(file)
     rng = np.random.default_rng(SPLIT_SEEDS[split])
     words = [[caption(drawn, i, rng) for _ in range(wordings)] for i in range(len(drawn))]
     return Pictures(
@@ -90,6 +98,17 @@ def scenes(split: str, num: int, folder: Path, wordings: int = 4) -> Pictures:
         labels=SCENE_LABELS,
         inverse_depth=torch.from_numpy(drawn.inverse_depth),
     )
+
+
+@contextlib.contextmanager
+def _keeping(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        raise BadInputError(
+            f"cannot keep the scenes in {folder}: {problem.strerror or problem}",
+            hint="make room on the disk, or name another folder: JDMCTL_CACHE=FOLDER",
+        ) from problem
 
 
 def _attributes(drawn: Scenes, i: int) -> dict[str, int]:
@@ -110,14 +129,17 @@ def _multi_hot(rows: list[dict[str, int]]) -> Tensor:
 def captioned_folder(folder: Path, split: str, resolution_px: int = 64, num_words: int = 40) -> Pictures:
     """A split of any folder of captioned images (imagefolder with metadata.jsonl).
 
-    Pictures of equal caption stay in one split, so that held-out captions are held-out pictures. The labels are the
-    `num_words` commonest words of all captions, each yes or no.
+    Pictures of equal caption stay in one split, so that held-out captions are held-out pictures; a picture in several
+    rows goes where its first caption does. The labels are the `num_words` commonest words of all captions, each yes or
+    no.
     """
     everything = ImageFolder(folder, resolution_px)
     texts = [everything.text(i) for i in range(len(everything))]
     counts = Counter(word for text in texts for word in set(_words(text)))
     vocabulary = [word for word, _ in counts.most_common(num_words)]
-    chosen = [i for i, text in enumerate(texts) if _split_of(text) == split]
+    first: dict[Hashable, str] = {}  # picture -> its first caption
+    deciding = [first.setdefault(everything.rows.shown(i), text) for i, text in enumerate(texts)]
+    chosen = [i for i, text in enumerate(deciding) if _split_of(text) == split]
     if not chosen:
         raise BadInputError(
             f"{folder} has {len(texts)} pictures, none of which fell to the split {split}",

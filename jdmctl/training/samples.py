@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from jdmctl import __version__
@@ -182,27 +185,45 @@ def _once(index: int) -> int:
     return 1
 
 
+def _itself(index: int) -> Hashable:
+    return index
+
+
 def split(
-    whole: Whole, num_samples: int, num_validation: int, repeats: Callable[[int], int] = _once
+    whole: Whole,
+    num_samples: int,
+    num_validation: int,
+    repeats: Callable[[int], int] = _once,
+    shown: Callable[[int], Hashable] = _itself,
 ) -> tuple[Part, Part]:
     """The first samples to train on, the last ones held out.
 
-    `num_samples` 0 takes all. At most a quarter is held out; from fewer than four samples nothing
-    can be, and training samples serve twice. `repeats` says how often an epoch of training shows a sample.
+    `num_samples` 0 takes all. `shown` says which picture a sample is of: pictures are held out with all their samples,
+    from the last on, until these are as many as asked. At most a quarter of the pictures is held out; from fewer than
+    four nothing can be, and training samples serve twice. `repeats` says how often an epoch of training shows a sample.
     """
-    size = min(num_samples or len(whole), len(whole))
-    held_out = min(num_validation, size // 4)
-    train = Part(whole, [index for index in range(size - held_out) for _ in range(repeats(index))])
-    return train, Part(whole, range(size - held_out, size)) if held_out else train
+    pictures = [shown(index) for index in range(min(num_samples or len(whole), len(whole)))]
+    times = Counter(pictures)
+    held_out: set[Hashable] = set()
+    num_held_out = 0
+    for picture in reversed(pictures):
+        if len(held_out) == len(times) // 4 or num_held_out >= num_validation:
+            break
+        num_held_out += 0 if picture in held_out else times[picture]
+        held_out.add(picture)
+    kept = [index for index, picture in enumerate(pictures) if picture not in held_out]
+    train = Part(whole, [index for index in kept for _ in range(repeats(index))])
+    val = [index for index, picture in enumerate(pictures) if picture in held_out]
+    return train, Part(whole, val) if val else train
 
 
 def extractor(
-    control: Control, options: Mapping[str, Any], cache: Path, device: torch.device | str
+    control: Control, options: Mapping[str, Any], cache: Path, device: torch.device | str, resolution_px: int
 ) -> Callable[[Tensor], Tensor]:
     """Exact conditions of pictures on the CPU, [B, 3, H, W] both.
 
     What a network extracts is kept on disk by the picture's content; the others cost less to make
-    again than to read.
+    again than to read. What it makes of a test chart stands for its code in the key.
     """
 
     def extract(images: Tensor) -> Tensor:
@@ -210,4 +231,13 @@ def extractor(
 
     if control.gradient != "network":
         return extract
-    return ConditionCache(cache, extract, control.name, options, __version__)
+    named = {**options, "of the test chart": _of_the_test_chart(extract, resolution_px)}
+    return ConditionCache(cache, extract, control.name, named, __version__)
+
+
+def _of_the_test_chart(extract: Callable[[Tensor], Tensor], resolution_px: int) -> str:
+    """Means over 8 x 8 fields in steps of 1/256, so that the last bits of another run or device do not count."""
+    x, y = torch.meshgrid(*[torch.linspace(0, 1, resolution_px)] * 2, indexing="xy")
+    checks = ((8 * x).floor() + (8 * y).floor()) % 2
+    means = F.adaptive_avg_pool2d(extract(torch.stack([x, y, checks])[None]), 8)
+    return hashlib.sha256((256 * means).round().to(torch.int16).numpy().tobytes()).hexdigest()

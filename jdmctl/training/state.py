@@ -69,12 +69,16 @@ class TrainingState:
         averaged: Sequence[Sequence[nn.Parameter]],
         extra: Mapping[str, Stateful],
     ) -> None:
-        """Put a checkpoint back; `averaged` lists, by stage, whose average is kept."""
+        """Put a checkpoint back; `averaged` lists, by stage, whose average is kept.
+
+        Whatever of `extra` an older version did not keep stays as it is.
+        """
         tensors, counters = checkpoints.load(path)
         for key in _COUNTERS:
             setattr(self, key, counters[key])
         for key, item in extra.items():
-            item.load_state_dict(counters["extra"][key])
+            if key in counters["extra"]:
+                item.load_state_dict(counters["extra"][key])
         self.average = self._average_of(averaged[self.stage])
         self.average.num_updates = counters["average_updates"]
         _copy(tensors["weights"], self._unique(), path)
