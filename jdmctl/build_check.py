@@ -5,7 +5,7 @@ from __future__ import annotations
 from jdmctl.build_data import read_options
 from jdmctl.controls.base import check_control_options, load_control
 from jdmctl.data.conditionfolder import ConditionFolder
-from jdmctl.data.formats import PLAIN, open_rows, require_there
+from jdmctl.data.formats import PLAIN, open_rows, require_options, require_there
 from jdmctl.data.prompts import PromptList
 from jdmctl.recipe import Recipe
 from jdmctl.rewards.base import check_reward_options
@@ -35,6 +35,7 @@ def check_data(recipe: Recipe) -> None:
         return
     name = require_there(data.path, data.format)
     if name == "imagefolder" and data.source == "conditions":
+        require_options(name, read_options(data))
         ConditionFolder(data.path, [control.name for control in recipe.controls], resolution_px=1)
     elif name in PLAIN:
         open_rows(data.path, read_options(data), name)
