@@ -267,6 +267,8 @@ def test_runs_on_one_student_are_composed(jdmctl_command, branch, photos):
     assert len({control["condition_sha256"] for control in first["controls"].values()}) == 2
     _, alone, _ = jdmctl_command("sample", edges, "--output", "alone", "--json")
     assert not torch.equal(pixels(first["file"]), pixels(json.loads(alone.splitlines()[0])["file"]))
+    code, _, err = jdmctl_command("sample", edges, small, "--control", f"softedge={photos}/03.png")
+    assert code == 0 and "warning: lowres has no condition and does nothing" in err and "softedge has" not in err
     code, _, err = jdmctl_command("sample", edges, edges)
     assert code == 1 and "both have softedge" in err
 

@@ -76,6 +76,8 @@ def sample(
             requests = studio.held_out(_PREVIEW_SAMPLES)
         else:
             requests = studio.asked(prompt or [""], photos, maps)
+            for name in studio.branches.keys() - photos.keys() - maps.keys():
+                out.warning(f"{name} has no condition and does nothing; give it one: --control {name}=PHOTO")
         folder = output or _new_folder(Path(runs[0] if runs else "", "samples"))
         wanted = [(request, first + i) for request in requests for first in seed for i in range(num)]
         for record in draw_and_save(studio, wanted, scales, folder):
