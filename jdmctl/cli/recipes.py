@@ -46,7 +46,7 @@ def copy(
     target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path(),
 ) -> None:
     """Copy a recipe, to make it yours."""
-    from jdmctl.recipe_files import find_recipe
+    from jdmctl.recipe_files import find_recipe, load_recipe
     from jdmctl.training.atomic import write_text
 
     source = find_recipe(recipe)
@@ -57,7 +57,7 @@ def copy(
     write_text(target, source.read_text(encoding="utf-8"))
     out = Output()
     out.result({"copied": str(target)}, str(target))
-    out.note(f"edit it, then: jdmctl add-control {target}")
+    out.note(f"edit it, then: jdmctl {load_recipe(recipe).command} {target}")
 
 
 @app.command("validate")
