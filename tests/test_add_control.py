@@ -110,7 +110,10 @@ def test_weights_are_calibrated_to_the_ratio_and_kept(in_tiny_world, photos, add
     lambdas = [state["extra"]["balance"]["lambdas"]["softedge"] for state in states]
     assert lambdas[0] > 0 and len(set(lambdas)) == 1
     with safe_open("run/controlnet/diffusion_pytorch_model.safetensors", "pt") as weights:
-        assert json.loads(weights.metadata()["jdmctl_balance"]) == {"lambdas": {"softedge": lambdas[0]}}
+        assert json.loads(weights.metadata()["jdmctl_balance"]) == {
+            "lambdas": {"softedge": lambdas[0]},
+            "ratios": {"softedge": 0.5},
+        }
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,9 @@ def test_a_jdm_step_makes_no_pass_too_many(in_tiny_world, form, scale):
 
 def test_a_critic_s_passes_count(in_tiny_world):
     """Of the student's pictures and of true ones while it learns, of the student's for its weights."""
-    step, batch = step_and_batch(parse_recipe(VALUES, ["objective.divergence=js"], "test"))
+    step, batch = step_and_batch(
+        parse_recipe(VALUES, ["objective.divergence=js", "objective.guidance_scale=1"], "test")
+    )
     passes = training_cost(step, lambda phase: batch).passes
     assert passes["critic"] == (2 + 1, 2)
     assert passes["teacher"] == (1, 0)  # its way down, which lends features, is the critic's

@@ -82,7 +82,7 @@ def test_a_student_of_a_teacher_and_pictures(in_tiny_world, tiny_folders, many_p
     assert len(steps[0]["h_by_time"]) == 10 and by_time and all(h > 0 for h in by_time)
     assert len(steps[0]["critic_accuracy_by_time"]) == 10
     validation = records("run", "validation")[-1]
-    assert set(validation["adherence"]) == {"frechet", "recall"} and validation["frechet"] > 0
+    assert set(validation["adherence"]) == {"kid", "frechet", "recall"} and validation["frechet"] > 0
     pipe = StableDiffusionPipeline.from_pretrained("run/student", safety_checker=None)
     teacher_unet = UNet2DConditionModel.from_pretrained(teacher, subfolder="unet")
     assert any(not torch.equal(a, b) for a, b in zip(pipe.unet.parameters(), teacher_unet.parameters(), strict=True))
