@@ -14,7 +14,7 @@ from jdmctl.data.metadata import problems_error
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import Packed, Picture
 from jdmctl.data.rows import identity_of
-from jdmctl.errors import BadInputError, JdmError
+from jdmctl.errors import BadInputError, JdmError, first_line
 
 _IMAGE_NAMES = ("image", "jpg", "png", "webp", "jpeg", "img")
 _TEXT_NAMES = ("text", "caption", "prompt", "txt")
@@ -213,9 +213,7 @@ class _told:
     def __exit__(self, kind: Any, problem: Any, trace: Any) -> None:
         if isinstance(problem, (*_LOADING, _library().exceptions.DatasetsError)):
             cause = problem.__cause__ or problem
-            raise BadInputError(
-                f"{self._what}: {(str(cause) or repr(cause)).splitlines()[0]}", hint=self._hint
-            ) from problem
+            raise BadInputError(f"{self._what}: {first_line(cause)}", hint=self._hint) from problem
 
 
 def _library() -> Any:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jdmctl.data.metadata import is_whole
 from jdmctl.errors import BadInputError
 
 FIELDS = ("prompt", "image_a", "image_b", "preferred")
@@ -112,7 +113,7 @@ def _pair(row: dict[str, Any], folder: Path, line: int) -> Pair | str:
     if None in row:  # where csv puts what is left over
         return "more columns than the first line names: quote a text that holds a comma"
     wrong = []
-    if not _is_text(row["prompt"]):
+    if not is_whole(str(row["prompt"])):
         wrong.append(f"prompt {row['prompt']!r} is cut within a letter")
     label = str(row["preferred"]).strip().lower()
     label = label.removesuffix(".0")
@@ -132,11 +133,6 @@ def _pair(row: dict[str, Any], folder: Path, line: int) -> Pair | str:
         return "; ".join(wrong)
     held_out = SPLITS[split] if split else None
     return Pair(texts[0], image_a, image_b, LABELS[label], held_out, line)
-
-
-def _is_text(value: Any) -> bool:
-    """Not half of a letter that json writes as two, which no tokenizer takes."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in str(value))
 
 
 def _split_problems(pairs: Sequence[Pair]) -> list[str]:
