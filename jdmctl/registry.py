@@ -76,15 +76,16 @@ class Registry:
         return {key: value.default for key, value in known.items() if value.default not in (value.empty, None)}
 
     def described(self) -> Iterator[tuple[dict[str, str], Any]]:
-        """Rows with name, from (the package) and description, each with its class, or None if it is broken."""
+        """Rows with name, options, from (the package) and description, each with its class, or None if it is broken."""
         for name, point in sorted(self._entry_points().items()):
-            row = {"name": name, "from": _package(point)}
+            row = {"name": name, "options": "", "from": _package(point)}
             try:
                 found = self._load(point)
             except JdmError as problem:
                 yield row | {"description": str(problem)}, None
             else:
-                yield row | {"description": getattr(found, "description", "it does not say what it is")}, found
+                told = getattr(found, "description", "it does not say what it is")
+                yield row | {"options": _options(found), "description": told}, found
 
     def _entry_points(self) -> dict[str, EntryPoint]:
         installed = {point.name: point for point in entry_points(group=self.group)}
@@ -128,6 +129,16 @@ class Registry:
                 hint=f"give options: {{{missing[0]}: ...}} beside the {self.what}'s name in the recipe, or "
                 f"--set {place}.options.{missing[0]}=...",
             )
+
+
+def _options(found: Any) -> str:
+    """`network, [low=100], [scorer]`: those that may be left out stand in brackets, with what they are then."""
+    known = inspect.signature(found).parameters.values() if callable(found) else ()
+    return ", ".join(p.name if p.default is p.empty else f"[{_with_default(p)}]" for p in known)
+
+
+def _with_default(parameter: Parameter) -> str:
+    return parameter.name if parameter.default is None else f"{parameter.name}={parameter.default}"
 
 
 def _wanted(parameter: Parameter, value: Any) -> str:

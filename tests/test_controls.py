@@ -482,7 +482,10 @@ def test_controls_are_described(other_package):
     rows = {row["name"]: row for row in describe_controls()}
     assert [rows[name]["gradient"] for name in sorted(CONTROLS)] == ["surrogate", "network", "exact", "exact"]
     assert rows["canny"]["from"] == "jdmctl"
+    assert rows["canny"]["options"] == "[low=100], [high=200], [tolerance_px=1]"
+    assert rows["depth"]["options"] == "network, [scorer], [normalise=none]"
     assert rows["brightness"] == {
-        "name": "brightness", "gradient": "exact", "headline": "l1", "from": "jdm-glow", "description": "one grey",
+        "name": "brightness", "options": "[scale=1.0]", "gradient": "exact", "headline": "l1", "from": "jdm-glow",
+        "description": "one grey",
     }  # fmt: skip
     assert "cannot be imported" in rows["broken"]["description"]

@@ -53,12 +53,17 @@ class Arm:
 
 _WITHOUT = ("objective.fidelity=false", "rewards.0.ratio=0.25", "training.ema_decay=0")
 _FALLING = ("training.ema_decay=0", "training.lr_schedule=linear")
+_WITH_GAN = (
+    "training.lr_schedule=linear", "objective.gan_weight=0.3", "objective.gan_max_time=0.35", "critic.updates=2",
+)  # fmt: skip
 ARMS = {
     "jdm": Arm("rewards.0.ratio", (0.125, 0.25, 0.375, 0.5)),
     "jdm, in a hurry": Arm("training.num_steps", (8, 16, 32), ("rewards.0.ratio=1", "training.ema_decay=0")),
     "jdm, falling rate": Arm("rewards.0.ratio", (0.25, 0.375, 0.5), ("training.lr_schedule=linear",)),
     "jdm, in a hurry, falling rate": Arm("training.num_steps", (16, 18, 24), ("rewards.0.ratio=1", *_FALLING)),
     "jdm, in a great hurry, falling rate": Arm("training.num_steps", (8, 10, 12), ("rewards.0.ratio=2", *_FALLING)),
+    "jdm with GAN": Arm("rewards.0.ratio", (0.375, 0.5, 0.75), _WITH_GAN),
+    "jdm with GAN, in a hurry": Arm("training.num_steps", (40, 60), ("rewards.0.ratio=1", *_WITH_GAN)),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
     "reward only, falling rate": Arm("training.num_steps", (6, 8), (*_WITHOUT, "training.lr_schedule=linear")),

@@ -7,7 +7,7 @@ from jdmctl.cli.output import Output, mode
 
 
 def controls(as_json: JsonOption = False) -> None:
-    """List the controls, built in and installed, and where each is exact, differentiable or a surrogate."""
+    """List the controls, built in and installed: options that each needs or [takes], and what its gradient is of."""
     from jdmctl.controls.base import describe_controls
 
-    Output(mode(as_json)).table(describe_controls(), ["name", "gradient", "headline", "from", "description"])
+    Output(mode(as_json)).table(describe_controls(), ["name", "options", "gradient", "headline", "from", "description"])

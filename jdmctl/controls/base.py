@@ -68,7 +68,7 @@ def control_defaults(name: str) -> dict[str, Any]:
 
 
 def describe_controls() -> list[dict[str, str]]:
-    """One row per control: name, gradient, headline, from (the package) and description."""
+    """One row per control: name, options, gradient, headline, from (the package) and description."""
     return [
         row | {key: getattr(control, key, "") for key in ("gradient", "headline")}
         for row, control in _REGISTRY.described()

@@ -24,7 +24,7 @@ class Canny:
 
     name = "canny"
     gradient = "surrogate"
-    description = "thin edges of cv2.Canny, thresholds 100 and 200"
+    description = "thin edges of cv2.Canny"
     headline = "f1"
     higher_is_better = True
 

@@ -19,7 +19,7 @@ class LowRes:
 
     name = "lowres"
     gradient = "exact"
-    description = "the picture reduced by a factor (8): super-resolution"
+    description = "the picture reduced: super-resolution"
     headline = "psnr"
     higher_is_better = True
 

@@ -5,7 +5,6 @@ Another package adds a reward by an entry point in the group `jdmctl.rewards` th
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -61,10 +60,4 @@ def load_reward(name: str, **options: Any) -> Reward:
 
 def describe_rewards() -> list[dict[str, str]]:
     """One row per reward: name, options (those that must be given first), from and description."""
-    return [row | {"options": _options(reward) if reward else ""} for row, reward in _REGISTRY.described()]
-
-
-def _options(reward: Any) -> str:
-    """`folder, [threshold]`: what may be left out stands in brackets."""
-    parameters = inspect.signature(reward).parameters.values()
-    return ", ".join(p.name if p.default is p.empty else f"[{p.name}]" for p in parameters)
+    return [row for row, _ in _REGISTRY.described()]
