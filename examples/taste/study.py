@@ -53,6 +53,7 @@ class Arm:
 
 _WITHOUT = ("objective.fidelity=false", "rewards.0.ratio=0.25", "training.ema_decay=0")
 _FALLING = ("training.ema_decay=0", "training.lr_schedule=linear")
+_MOMENTUM = "training.betas=[0.9,0.99]"
 _WITH_GAN = (
     "training.lr_schedule=linear", "objective.gan_weight=0.3", "objective.gan_max_time=0.35", "critic.updates=2",
 )  # fmt: skip
@@ -62,11 +63,18 @@ ARMS = {
     "jdm, falling rate": Arm("rewards.0.ratio", (0.25, 0.375, 0.5), ("training.lr_schedule=linear",)),
     "jdm, in a hurry, falling rate": Arm("training.num_steps", (16, 18, 24), ("rewards.0.ratio=1", *_FALLING)),
     "jdm, in a great hurry, falling rate": Arm("training.num_steps", (8, 10, 12), ("rewards.0.ratio=2", *_FALLING)),
+    "jdm, in a great hurry, falling rate, momentum": Arm(
+        "training.num_steps", (9, 10, 11), ("rewards.0.ratio=2", *_FALLING, _MOMENTUM)
+    ),
     "jdm with GAN": Arm("rewards.0.ratio", (0.375, 0.5, 0.75), _WITH_GAN),
     "jdm with GAN, in a hurry": Arm("training.num_steps", (40, 60), ("rewards.0.ratio=1", *_WITH_GAN)),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
     "reward only, falling rate": Arm("training.num_steps", (6, 8), (*_WITHOUT, "training.lr_schedule=linear")),
+    "reward only, momentum": Arm("training.num_steps", (4, 5), (*_WITHOUT, _MOMENTUM)),
+    "reward only, falling rate, momentum": Arm(
+        "training.num_steps", (6, 7), (*_WITHOUT, _MOMENTUM, "training.lr_schedule=linear")
+    ),
     "reward + l2": Arm("student.l2_to_start", (1000, 3000, 10000, 30000), _WITHOUT),
 }
 SEARCHES = {"best of": (4, 16), "noise refined, steps": (2, 5, 10)}
