@@ -143,7 +143,7 @@ class FirstCheck:
         values = {
             "name": "first-check",
             "model": self.state.pop("model").model_dump(),
-            "controls": [{"name": "canny", "ramp_steps": 0}],
+            "controls": [{"name": "canny"}],
             "fake_score": {"trainable": "lora", "warmup_min_steps": 1, "warmup_max_steps": 1},
             "training": {
                 "num_steps": self.num_steps,

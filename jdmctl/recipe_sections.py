@@ -113,10 +113,7 @@ class Control(Section):
     )
     rank: PositiveInt = Field(16, description="of branch: controlnet_lora")
     init: str = Field("student", description="the branch starts as student, dsm, or a ControlNet")
-    ramp_steps: Count = Field(
-        default_factory=lambda given: 50 if given.get("init") == "student" else 0,
-        description="steps over which lambda grows from 0; only a branch that starts blind needs it",
-    )
+    ramp_steps: Count = Field(0, description="steps over which lambda grows from 0")
     teacher_branch: str = Field("", description="ControlNet on the teacher, for methods whose teacher sees the control")
     options: dict[str, Any] = Field(default_factory=dict, description="of the control itself")
 

@@ -66,15 +66,6 @@ def test_defaults_fill_a_small_recipe_and_the_resolved_one_reads_back(tmp_path):
     assert recipe.fake_score.updates and recipe.training.num_steps
 
 
-def test_only_a_branch_that_starts_blind_is_ramped():
-    def ramp(**control):
-        return parse_recipe(SMALLEST | {"controls": [{"name": "canny"} | control]}).controls[0].ramp_steps
-
-    assert ramp() > 0
-    assert ramp(init="some/controlnet") == 0
-    assert ramp(ramp_steps=7) == 7
-
-
 def test_all_problems_come_in_one_message(tmp_path):
     message = problems_of(
         tmp_path,
