@@ -1,6 +1,7 @@
 """`jdmctl inspect`: family, student and contract by configurations and headers alone."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -143,6 +144,30 @@ def test_a_known_file_on_the_hub_is_known_without_it():
     assert known_student(address) is students()["sdxl-lightning-1step"]
     assert identify("ByteDance/Hyper-SD/Hyper-SD15-1step-lora.safetensors").kind == "lora"
     assert known_student("nobody/nothing") is None
+
+
+def test_a_pickle_that_was_saved_again_is_known_by_its_stem(tmp_path):
+    """DMD2's one step, as the head of recipes/sdxl_dmd2 says to convert it: drawn at 399, not at 999."""
+    key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    known = known_student(tensors(tmp_path / "dmd2_sdxl_1step_unet_fp16.safetensors", **{key: (640, 2048)}))
+    assert known is students()["dmd2-sdxl-1step"] and known.called_as["student_timestep"] == 399
+    assert known_student(tensors(tmp_path / "pytorch_model.safetensors", **{key: (640, 768)})) is None
+
+
+@pytest.mark.parametrize("home", ["pixart-dmd", "PixArt-Alpha-DMD-XL-2-512x512",
+                                  "models--PixArt-alpha--PixArt-Alpha-DMD-XL-2-512x512/snapshots/0a1b"])  # fmt: skip
+def test_a_common_name_is_known_by_where_it_lies(tmp_path, home, monkeypatch):
+    """PixArt-DMD's transformer, in recipes/pixart_dmd's folder, one called like the repository and the hub's cache."""
+    folder = tmp_path / home / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}')
+    file = tensors(folder / "diffusion_pytorch_model.safetensors", **{"adaln_single.linear.weight": (8, 8)})
+    assert known_student(folder) is known_student(file) is students()["pixart-dmd"]
+    assert call_of(identify(folder)).timestep.value == 400
+    monkeypatch.chdir(folder)
+    assert known_student(file.name) is students()["pixart-dmd"]
+    other = shutil.copytree(folder, tmp_path / "mine" / "transformer")
+    assert known_student(other) is None and known_student(other / file.name) is None
 
 
 def test_what_is_not_here_is_of_the_family_that_is_published(monkeypatch):

@@ -181,10 +181,12 @@ def _file(path: Path) -> Found:
 def _student(found: Found) -> tuple[str, str]:
     """The known student that it is, and how that shows; '' if none."""
     if found.kind != "pipeline":
-        name = Path(found.source).name
+        place = Path(found.source).absolute()
         for key, one in students().items():
-            if one.file and Path(one.file).name == name and name not in _COMMON_FILES:
+            if _is_its_file(place, one):
                 return key, f"the file's name is {one.repository}'s"
+            if _is_its_place(place, key, one):
+                return key, f"it lies where {one.repository} has it"
         return "", ""
     told = {found.source, *(str(v) for k, v in found.facts.items() if k.endswith("._name_or_path"))}
     for key, one in students().items():
@@ -203,7 +205,27 @@ def _student(found: Found) -> tuple[str, str]:
     return matches[0], f"its own files say {values}"
 
 
-_COMMON_FILES = ("pytorch_lora_weights.safetensors", "pytorch_model.bin")
+_COMMON_STEMS = ("pytorch_lora_weights", "pytorch_model", "diffusion_pytorch_model")  # of files of any model
+
+
+def _is_its_file(file: Path, student: Student) -> bool:
+    """By a name that no other has; a pickle that was saved again as safetensors keeps its stem."""
+    own = Path(student.file)
+    same = file.stem == own.stem if student.pickle else file.name == own.name
+    return same and own.stem not in _COMMON_STEMS
+
+
+def _is_its_place(path: Path, name: str, student: Student) -> bool:
+    """A file of a common name, or its folder, within a folder called like the student or its repository."""
+    own = Path(student.file)
+    if own.stem not in _COMMON_STEMS:
+        return False
+    inner = own.with_suffix("").parts
+    file = path / own.stem if path.is_dir() else path.with_suffix("")
+    if file.parts[-len(inner) :] != inner:
+        return False
+    home = file.parents[len(inner) - 1]
+    return home.name.lower() == name or _is_called(str(home), student)
 
 
 def _is_called(text: str, student: Student) -> bool:
