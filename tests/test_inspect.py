@@ -92,6 +92,15 @@ def test_a_network_that_is_told_its_guidance_gets_its_pipelines(tmp_path, kind, 
     assert call_of(found).guidance_scale.value == wanted
 
 
+@pytest.mark.parametrize(("change", "timestep"), [({}, 1000), ({"use_dynamic_shifting": False, "shift": 0.0}, None)])
+def test_a_first_timestep_is_a_number_or_not_told(tmp_path, change, timestep):
+    """Qwen-Image's scheduler stretches steps to end at 0.02: of a single one, at 1, that is 0 / 0. So is shift 0."""
+    qwen = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "shift_terminal": 0.02, "base_shift": 0.5,
+            "max_shift": 0.9, "use_dynamic_shifting": True, "time_shift_type": "exponential"}  # fmt: skip
+    found = identify(pipeline(tmp_path / "mine", "QwenImagePipeline", qwen | change, transformer={}))
+    assert call_of(found).timestep.value == timestep
+
+
 @pytest.mark.parametrize(
     ("kind", "says"), [("FluxPipeline", "--set model.family=flux,"), ("MyPipeline", "that fits it")]
 )

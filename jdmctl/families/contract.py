@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,13 +132,14 @@ def _guidance(found: Found) -> Told:
 
 
 def _first_timestep(found: Found) -> float | None:
-    """The timestep of a one-step call by the folder's own scheduler."""
+    """The timestep of a one-step call by the folder's own scheduler, None if that comes to no number."""
     import diffusers
 
     kind = getattr(diffusers, found.facts["scheduler._class_name"], None)
     if kind is None:
         return None
     config = {key.partition(".")[2]: value for key, value in found.facts.items() if key.startswith("scheduler.")}
+    config.pop("shift_terminal", None)  # where the last of several steps ends; of a single one it makes 0 / 0
     scheduler = kind.from_config(config)
     extra: dict[str, Any] = {}
     if config.get("use_dynamic_shifting"):
@@ -145,7 +147,8 @@ def _first_timestep(found: Found) -> float | None:
     if config["_class_name"] == "SCMScheduler":
         extra["intermediate_timesteps"] = None
     scheduler.set_timesteps(1, **extra)
-    return float(scheduler.timesteps[0])
+    timestep = float(scheduler.timesteps[0])
+    return timestep if math.isfinite(timestep) else None
 
 
 def _resolution(found: Found) -> tuple[int | None, str]:
