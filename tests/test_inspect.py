@@ -146,6 +146,69 @@ def test_files_by_names_and_shapes_of_their_tensors(tmp_path, name, shapes, fami
     assert identify(tmp_path) == found, "a folder with nothing else is that file"
 
 
+BLOCK = "transformer.transformer_blocks.{}.{}.lora_A.weight"
+PIXART = ("pixart_alpha", "pixart_sigma")
+
+
+@pytest.mark.parametrize(
+    ("layers", "families"),
+    [
+        ({BLOCK.format(0, "attn.to_k"): 2432, BLOCK.format(0, "attn.add_k_proj"): 2432}, ("sd3",)),
+        ({BLOCK.format(0, "attn2.to_k"): 1536, BLOCK.format(0, "ff_context.net.0.proj"): 1536}, ("sd3",)),  # 3.5 medium
+        ({BLOCK.format(0, "attn.to_k"): 3072}, ("flux", "qwen_image")),
+        ({BLOCK.format(0, "attn.to_k"): 3072, BLOCK.format(59, "attn.to_k"): 3072}, ("qwen_image",)),
+        ({BLOCK.format(0, "attn.to_k"): 3072, BLOCK.format(0, "ff.net.0.proj"): 3072}, ("flux",)),
+        ({"lora_unet_transformer_blocks_1_img_mlp_net_0_proj.lora_down.weight": 3072}, ("qwen_image",)),
+        ({"diffusion_model.double_blocks.0.txt_mlp.0.lora_A.weight": 3072}, ("flux",)),
+        ({"diffusion_model.layers.0.attention.to_q.lora_A.weight": 3840}, ("z_image",)),
+        ({BLOCK.format(0, "attn1.to_k"): 2240, BLOCK.format(0, "attn2.to_k"): 2240}, ("sana",)),
+        ({BLOCK.format(0, "attn1.to_k"): 1152}, (*PIXART, "sana")),
+        ({BLOCK.format(0, "attn2.to_k"): 1152, BLOCK.format(0, "ff.net.0.proj"): 1152}, PIXART),
+        ({"transformer.adaln_single.linear.lora_A.weight": 1152}, PIXART),
+        ({"adaln_single.linear.weight": 8, "adaln_single.emb.resolution_embedder.linear_1.weight": 8}, PIXART[:1]),
+        ({"mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight": 1152}, ()),
+        ({BLOCK.format(0, "attn1.to_k"): 3072}, ()),  # CogVideoX
+    ],
+)  # fmt: skip
+def test_a_lora_of_layers_that_families_share(tmp_path, layers, families):
+    """By the widths of the published models (published.yaml), and FLUX.1's 19 blocks beside Qwen-Image's 60."""
+    file = tensors(tmp_path / "mine.safetensors", **{name: (4, width) for name, width in layers.items()})
+    if families:
+        assert identify(file).families == families
+    else:
+        with pytest.raises(BadInputError, match="no family"):
+            identify(file)
+
+
+def test_a_teacher_tells_which_of_several_families(tmp_path, capsys):
+    lora = tensors(tmp_path / "mine.safetensors", **{BLOCK.format(0, "attn1.to_k"): (4, 1152)})
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    sana, flux = (pipeline(tmp_path / kind, kind, flow, transformer={}) for kind in ("SanaPipeline", "FluxPipeline"))
+    inspect(str(lora))
+    assert "pixart_alpha or pixart_sigma or sana: its files do not tell which; --teacher" in capsys.readouterr().out
+    inspect(str(lora), teacher=str(sana), as_json=True)
+    assert json.loads(capsys.readouterr().out)["families"] == ["sana"]
+    with pytest.raises(BadInputError, match="families are pixart_alpha or pixart_sigma or sana and flux"):
+        inspect(str(lora), teacher=str(flux))
+
+
+def test_a_known_name_tells_where_tensors_do_not(tmp_path):
+    file = tensors(tmp_path / "Qwen-Image-Lightning-4steps-V1.0-bf16.safetensors", **{BLOCK.format(0, "x"): (4, 8)})
+    found = identify(file)
+    assert (found.families, found.student) == (("qwen_image",), "qwen-image-lightning-4step")
+
+
+def test_what_jdmctl_trained_tells_its_family_by_its_recipe(tmp_path, capsys):
+    """The embedded world's text is 96 wide, which is no published model's."""
+    inspect("tiny/student_lora", teacher="tiny")
+    out = capsys.readouterr().out
+    assert "a lora of the family stable_diffusion" in out and "made from: tiny, of the embedded world" in out
+    file = tmp_path / "mine.safetensors"
+    for recipe in ("model: [", "a word", "model: {}", ""):  # no recipe: by its tensors
+        save_file({BLOCK.format(0, "attn.to_k"): torch.zeros(4, 2432)}, file, {"jdmctl_recipe": recipe})
+        assert identify(file).families == ("sd3",)
+
+
 def test_a_known_file_on_the_hub_is_known_without_it():
     address = "ByteDance/SDXL-Lightning/sdxl_lightning_1step_unet_x0.safetensors"
     found = identify(address)

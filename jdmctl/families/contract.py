@@ -80,18 +80,22 @@ def call_of(found: Found) -> StudentCall:
     return registered
 
 
-def require_pair(student: Found, teacher: Found) -> None:
-    """Raises BadInputError, with all that does not fit, unless a student and a teacher can be trained together."""
+def require_pair(student: Found, teacher: Found) -> Found:
+    """The student, of its teacher's family where its files may be of several.
+
+    Raises BadInputError, with all that does not fit, unless the two can be trained together.
+    """
+    student = student.beside(teacher)
     problems = []
     if student.family != teacher.family:
-        problems.append(f"families are {student.family} and {teacher.family}")
+        problems.append(f"families are {' or '.join(student.families)} and {teacher.family}")
     else:
         for key in _SHARED:
             values = student.facts.get(key), teacher.facts.get(key)
             if None not in values and values[0] != values[1]:
                 problems.append(f"{key} is {values[0]} and {values[1]}")
     if not problems:
-        return
+        return student
     known = students().get(student.student)
     right = f"the teacher of {student.student} is {known.teacher}" if known else _base(student)
     raise BadInputError(
