@@ -14,10 +14,10 @@ from jdmctl import __version__
 from jdmctl.build import build_trained, resolve
 from jdmctl.controls.base import control_defaults
 from jdmctl.errors import BadInputError
-from jdmctl.export.card import read_license
 from jdmctl.export.check import Reference
 from jdmctl.export.code import Origin
 from jdmctl.export.contract import Contract, one_step_call
+from jdmctl.export.licenses import read_license
 from jdmctl.export.products import Kind, Product
 from jdmctl.families.folders import pipeline_variant, variant_of
 from jdmctl.families.student_forms import hub_file, student_form
@@ -126,6 +126,7 @@ def _contract(recipe: Recipe, family: Any, license: str) -> Contract:
     if recipe.controls:
         call |= {"controlnet_conditioning_scale": 1.0}
     settings = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    told = (license, "") if license else _license(_source(recipe), hub_name(recipe))
     return Contract(
         student=recipe.name if recipe.student_folder == "student" else origin,
         made_from=(origin,),
@@ -135,7 +136,8 @@ def _contract(recipe: Recipe, family: Any, license: str) -> Contract:
         call=call,
         prediction=scheduler.config.get("prediction_type", family.student.prediction),
         resolution_px=family.resolution_px,
-        license=license or _license(_source(recipe)),
+        license=told[0],
+        license_link=told[1],
         jdmctl=__version__,
     )
 
@@ -165,12 +167,10 @@ def _variant(form: str, path: str | Path) -> str:
     return pipeline_variant(path) if form == "pipeline" else ""
 
 
-def _license(source: str) -> str:
-    """The licence in a model's own card, or nothing."""
+def _license(source: str, repository: str) -> tuple[str, str]:
+    """The licence in a model's own card and where its text is, or nothing; `repository` is its hub name if any."""
     try:
-        card = Path(source, "README.md")
-        if not Path(source).exists():
-            card = Path(hf_hub_download("/".join(source.split("/")[:2]), "README.md"))
-        return read_license(metadata_load(card) or {}) if card.is_file() else ""
+        card = Path(hf_hub_download(repository, "README.md") if repository else Path(source, "README.md"))
+        return read_license(metadata_load(card) or {}, repository) if card.is_file() else ("", "")
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError, ValueError):
-        return ""
+        return "", ""

@@ -94,16 +94,17 @@ class FirstCheck:
         known = students().get(found.student)
         self.teacher = self.teacher or (known.teacher if known else "")
         if not self.teacher:
-            return False, f"family {found.family}, no known student", "name the model that it was made from: --teacher"
-        require_pair(found, identify(resolve(self.teacher, "teacher")))
+            told = f"family {' or '.join(found.families)}, no known student"
+            return False, told, "name the model that it was made from: --teacher"
+        found = require_pair(found, identify(resolve(self.teacher, "teacher")))
         contract = call_of(found)
         if found.family not in FAMILIES:
             return False, f"family {found.family}", "jdmctl has no adapter for it yet: jdmctl students"
-        told = contract.timestep.value
-        own = {"student_time": time_of(told, contract.prediction.value)} if told else {}
+        timestep = contract.timestep.value
+        own = {"student_time": time_of(timestep, contract.prediction.value)} if timestep else {}
         call = known.called_as if known else own
         self.state["model"] = Model(family=found.family, teacher=self.teacher, student=self.student, **call)
-        called = f"at timestep {contract.timestep.value}, {contract.prediction.value}"
+        called = f"at timestep {timestep}, {contract.prediction.value}"
         return True, f"{found.student or found.family}, teacher {self.teacher}, {called}", ""
 
     def _loads(self) -> tuple[bool, str, str]:

@@ -2,10 +2,12 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import (
     AutoencoderKL,
     ControlNetModel,
@@ -31,6 +33,7 @@ from jdmctl.build_export import build_export_family, build_reference
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row, write
 from jdmctl.export.contract import CONFIG_KEY, contract_of, one_step_call
+from jdmctl.export.licenses import license_entries, read_license
 from jdmctl.families.standins.unets import random_sd, random_sdxl
 from jdmctl.families.standins.write import STAND_INS
 from jdmctl.recipe_files import load_recipe
@@ -127,6 +130,37 @@ def test_diffusers_reads_over_the_contract_in_silence(exported, tiny_folders, tm
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert CONFIG_KEY in json.loads(Path("out/controlnet/config.json").read_text())
     assert branch.config.block_out_channels == [16, 32]
+
+
+@pytest.mark.parametrize(
+    ("card", "entries"),
+    [
+        ({"license": "mit", "license_link": "LICENSE"}, {"license": "mit"}),
+        ({"license": "other", "license_name": "sai-nc-community", "license_link": "LICENSE.md"},  # SDXL-Turbo's
+         {"license": "other", "license_name": "sai-nc-community",
+          "license_link": "https://huggingface.co/owner/name/blob/main/LICENSE.md"}),
+        ({"license": "other", "license_link": "https://stability.ai/license"},
+         {"license": "other", "license_link": "https://stability.ai/license"}),
+        ({}, {}),
+    ],
+)  # fmt: skip
+def test_a_licence_is_told_as_the_hub_takes_it(card, entries):
+    """It refuses a `license:` that is not on its list, as the name of another one is not."""
+    assert license_entries(*read_license(card, "owner/name")) == entries
+
+
+def test_a_licence_that_is_not_the_hubs_goes_on_by_its_name(tiny_folders, tmp_path, monkeypatch, jdmctl_command):
+    student = shutil.copytree(tiny_folders[1], tmp_path / "student")
+    told = "license: other\nlicense_name: sai-nc-community\nlicense_link: https://stability.ai/terms\n"
+    (student / "README.md").write_text(f"---\n{told}---\n# a student\n")
+    run = finished_run(tmp_path / "run", student)
+    monkeypatch.chdir(tmp_path)
+    assert jdmctl_command("export", run, "-o", "out", "--no-check")[0] == 0
+    _, front, text = Path("out/README.md").read_text().split("---\n", 2)
+    entries = {key: value for key, value in yaml.safe_load(front).items() if "license" in key}
+    assert entries == yaml.safe_load(told)
+    assert "[sai-nc-community](https://stability.ai/terms), that of `student`" in text
+    assert contract_of("out/controlnet").license == "sai-nc-community"
 
 
 def test_the_card_tells_what_is_known_and_its_code_runs(exported, tiny_folders, tmp_path):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import ControlNetModel, ControlNetUnionModel, StableDiffusionPipeline
 from safetensors.torch import save_file
 from transformers import T5Tokenizer
 
@@ -148,14 +148,27 @@ def test_a_missing_folder_is_told(folder, tmp_path):
 
 def test_a_branch_of_another_backbone_is_refused(family, tmp_path):
     other = models.unet(block_out_channels=(8, 16, 16))
-    from diffusers import ControlNetModel
-
     ControlNetModel.from_unet(other, conditioning_embedding_out_channels=(16, 32, 96)).save_pretrained(tmp_path / "c")
     with pytest.raises(ConditionMismatchError, match="block_out_channels"):
         family.add_control_branch("canny", tmp_path / "c")
     ControlNetModel.from_unet(family.student.backbone).save_pretrained(tmp_path / "d")  # for a VAE of factor 8
     with pytest.raises(ConditionMismatchError, match="8 times"):
         family.add_control_branch("canny", tmp_path / "d")
+
+
+def test_a_union_of_controls_is_refused(family, tmp_path):
+    """diffusers reads it as a plain ControlNet and drops its task embedding and transformer."""
+    plain = ControlNetModel.from_unet(family.student.backbone, conditioning_embedding_out_channels=(16, 32, 96)).config
+    config = {key: value for key, value in plain.items() if not key.startswith("_")}
+    small = {"addition_time_embed_dim": 8, "num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16}
+    ControlNetUnionModel.from_config(config | small).save_pretrained(tmp_path / "c")
+    with pytest.raises(ConditionMismatchError, match="is a ControlNetUnionModel, a union .*num_control_type 6"):
+        family.add_control_branch("canny", tmp_path / "c")
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    for change in ({"_class_name": "ControlNetModel"}, {"_class_name": "ControlNetModel_Union"}):
+        (tmp_path / "c" / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ConditionMismatchError, match="wants another call"):
+            family.add_control_branch("canny", tmp_path / "c")
 
 
 def test_a_saved_student_lora_comes_back(family, folder, tmp_path):

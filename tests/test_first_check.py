@@ -79,6 +79,19 @@ def test_the_angle_of_an_unknown_sana_sprint_is_pure_noise(tmp_path):
     assert check.state["model"].student_time == 1
 
 
+def test_a_teacher_tells_the_family_of_what_fits_several(tmp_path):
+    """PixArt's Alpha and Sigma have one transformer: its own folder does not tell which it is of."""
+    backbone, teacher = tmp_path / "backbone", tmp_path / "teacher"
+    for folder, file, kind in (
+        (backbone, "config.json", "PixArtTransformer2DModel"),
+        (teacher, "model_index.json", "PixArtSigmaPipeline"),
+    ):
+        folder.mkdir()
+        (folder / file).write_text(json.dumps({"_class_name": kind}))
+    check = FirstCheck(str(backbone), str(teacher), "cpu", tmp_path / "check")
+    assert check._identity()[0] and check.state["model"].family == "pixart_sigma"
+
+
 def test_doctor_stops_at_the_first_check_that_fails(tmp_path, capsys):
     with pytest.raises(JdmError, match="did not pass: what it is"):
         doctor(student=str(tmp_path), output=tmp_path / "check", device="cpu", as_json=True)

@@ -1,6 +1,7 @@
 """`jdmctl inspect`: family, student and contract by configurations and headers alone."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -91,6 +92,15 @@ def test_a_network_that_is_told_its_guidance_gets_its_pipelines(tmp_path, kind, 
     assert call_of(found).guidance_scale.value == wanted
 
 
+@pytest.mark.parametrize(("change", "timestep"), [({}, 1000), ({"use_dynamic_shifting": False, "shift": 0.0}, None)])
+def test_a_first_timestep_is_a_number_or_not_told(tmp_path, change, timestep):
+    """Qwen-Image's scheduler stretches steps to end at 0.02: of a single one, at 1, that is 0 / 0. So is shift 0."""
+    qwen = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 1.0, "shift_terminal": 0.02, "base_shift": 0.5,
+            "max_shift": 0.9, "use_dynamic_shifting": True, "time_shift_type": "exponential"}  # fmt: skip
+    found = identify(pipeline(tmp_path / "mine", "QwenImagePipeline", qwen | change, transformer={}))
+    assert call_of(found).timestep.value == timestep
+
+
 @pytest.mark.parametrize(
     ("kind", "says"), [("FluxPipeline", "--set model.family=flux,"), ("MyPipeline", "that fits it")]
 )
@@ -136,6 +146,69 @@ def test_files_by_names_and_shapes_of_their_tensors(tmp_path, name, shapes, fami
     assert identify(tmp_path) == found, "a folder with nothing else is that file"
 
 
+BLOCK = "transformer.transformer_blocks.{}.{}.lora_A.weight"
+PIXART = ("pixart_alpha", "pixart_sigma")
+
+
+@pytest.mark.parametrize(
+    ("layers", "families"),
+    [
+        ({BLOCK.format(0, "attn.to_k"): 2432, BLOCK.format(0, "attn.add_k_proj"): 2432}, ("sd3",)),
+        ({BLOCK.format(0, "attn2.to_k"): 1536, BLOCK.format(0, "ff_context.net.0.proj"): 1536}, ("sd3",)),  # 3.5 medium
+        ({BLOCK.format(0, "attn.to_k"): 3072}, ("flux", "qwen_image")),
+        ({BLOCK.format(0, "attn.to_k"): 3072, BLOCK.format(59, "attn.to_k"): 3072}, ("qwen_image",)),
+        ({BLOCK.format(0, "attn.to_k"): 3072, BLOCK.format(0, "ff.net.0.proj"): 3072}, ("flux",)),
+        ({"lora_unet_transformer_blocks_1_img_mlp_net_0_proj.lora_down.weight": 3072}, ("qwen_image",)),
+        ({"diffusion_model.double_blocks.0.txt_mlp.0.lora_A.weight": 3072}, ("flux",)),
+        ({"diffusion_model.layers.0.attention.to_q.lora_A.weight": 3840}, ("z_image",)),
+        ({BLOCK.format(0, "attn1.to_k"): 2240, BLOCK.format(0, "attn2.to_k"): 2240}, ("sana",)),
+        ({BLOCK.format(0, "attn1.to_k"): 1152}, (*PIXART, "sana")),
+        ({BLOCK.format(0, "attn2.to_k"): 1152, BLOCK.format(0, "ff.net.0.proj"): 1152}, PIXART),
+        ({"transformer.adaln_single.linear.lora_A.weight": 1152}, PIXART),
+        ({"adaln_single.linear.weight": 8, "adaln_single.emb.resolution_embedder.linear_1.weight": 8}, PIXART[:1]),
+        ({"mid_block.attentions.0.transformer_blocks.0.attn1.to_k.lora_A.weight": 1152}, ()),
+        ({BLOCK.format(0, "attn1.to_k"): 3072}, ()),  # CogVideoX
+    ],
+)  # fmt: skip
+def test_a_lora_of_layers_that_families_share(tmp_path, layers, families):
+    """By the widths of the published models (published.yaml), and FLUX.1's 19 blocks beside Qwen-Image's 60."""
+    file = tensors(tmp_path / "mine.safetensors", **{name: (4, width) for name, width in layers.items()})
+    if families:
+        assert identify(file).families == families
+    else:
+        with pytest.raises(BadInputError, match="no family"):
+            identify(file)
+
+
+def test_a_teacher_tells_which_of_several_families(tmp_path, capsys):
+    lora = tensors(tmp_path / "mine.safetensors", **{BLOCK.format(0, "attn1.to_k"): (4, 1152)})
+    flow = {"_class_name": "FlowMatchEulerDiscreteScheduler"}
+    sana, flux = (pipeline(tmp_path / kind, kind, flow, transformer={}) for kind in ("SanaPipeline", "FluxPipeline"))
+    inspect(str(lora))
+    assert "pixart_alpha or pixart_sigma or sana: its files do not tell which; --teacher" in capsys.readouterr().out
+    inspect(str(lora), teacher=str(sana), as_json=True)
+    assert json.loads(capsys.readouterr().out)["families"] == ["sana"]
+    with pytest.raises(BadInputError, match="families are pixart_alpha or pixart_sigma or sana and flux"):
+        inspect(str(lora), teacher=str(flux))
+
+
+def test_a_known_name_tells_where_tensors_do_not(tmp_path):
+    file = tensors(tmp_path / "Qwen-Image-Lightning-4steps-V1.0-bf16.safetensors", **{BLOCK.format(0, "x"): (4, 8)})
+    found = identify(file)
+    assert (found.families, found.student) == (("qwen_image",), "qwen-image-lightning-4step")
+
+
+def test_what_jdmctl_trained_tells_its_family_by_its_recipe(tmp_path, capsys):
+    """The embedded world's text is 96 wide, which is no published model's."""
+    inspect("tiny/student_lora", teacher="tiny")
+    out = capsys.readouterr().out
+    assert "a lora of the family stable_diffusion" in out and "made from: tiny, of the embedded world" in out
+    file = tmp_path / "mine.safetensors"
+    for recipe in ("model: [", "a word", "model: {}", ""):  # no recipe: by its tensors
+        save_file({BLOCK.format(0, "attn.to_k"): torch.zeros(4, 2432)}, file, {"jdmctl_recipe": recipe})
+        assert identify(file).families == ("sd3",)
+
+
 def test_a_known_file_on_the_hub_is_known_without_it():
     address = "ByteDance/SDXL-Lightning/sdxl_lightning_1step_unet_x0.safetensors"
     found = identify(address)
@@ -143,6 +216,30 @@ def test_a_known_file_on_the_hub_is_known_without_it():
     assert known_student(address) is students()["sdxl-lightning-1step"]
     assert identify("ByteDance/Hyper-SD/Hyper-SD15-1step-lora.safetensors").kind == "lora"
     assert known_student("nobody/nothing") is None
+
+
+def test_a_pickle_that_was_saved_again_is_known_by_its_stem(tmp_path):
+    """DMD2's one step, as the head of recipes/sdxl_dmd2 says to convert it: drawn at 399, not at 999."""
+    key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    known = known_student(tensors(tmp_path / "dmd2_sdxl_1step_unet_fp16.safetensors", **{key: (640, 2048)}))
+    assert known is students()["dmd2-sdxl-1step"] and known.called_as["student_timestep"] == 399
+    assert known_student(tensors(tmp_path / "pytorch_model.safetensors", **{key: (640, 768)})) is None
+
+
+@pytest.mark.parametrize("home", ["pixart-dmd", "PixArt-Alpha-DMD-XL-2-512x512",
+                                  "models--PixArt-alpha--PixArt-Alpha-DMD-XL-2-512x512/snapshots/0a1b"])  # fmt: skip
+def test_a_common_name_is_known_by_where_it_lies(tmp_path, home, monkeypatch):
+    """PixArt-DMD's transformer, in recipes/pixart_dmd's folder, one called like the repository and the hub's cache."""
+    folder = tmp_path / home / "transformer"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"_class_name": "Transformer2DModel", "norm_type": "ada_norm_single"}')
+    file = tensors(folder / "diffusion_pytorch_model.safetensors", **{"adaln_single.linear.weight": (8, 8)})
+    assert known_student(folder) is known_student(file) is students()["pixart-dmd"]
+    assert call_of(identify(folder)).timestep.value == 400
+    monkeypatch.chdir(folder)
+    assert known_student(file.name) is students()["pixart-dmd"]
+    other = shutil.copytree(folder, tmp_path / "mine" / "transformer")
+    assert known_student(other) is None and known_student(other / file.name) is None
 
 
 def test_what_is_not_here_is_of_the_family_that_is_published(monkeypatch):

@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from jdmctl.diffusion.prediction import from_x0, to_x0
 from jdmctl.diffusion.schedule import DiscreteSchedule, RectifiedFlow, diffuse, expand
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.errors import BadInputError
-from jdmctl.families.schedulers import ddim
+from jdmctl.families.codec import LatentCodec
+from jdmctl.families.schedulers import ddim, discrete_schedule
 
 STABLE_DIFFUSION = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 
@@ -47,6 +48,33 @@ def test_a_schedule_works_on_a_device_without_float64(discrete):
 
     with Told():
         assert discrete.alpha(torch.ones(2, device="meta")).shape == discrete.sigma(torch.ones(2, device="meta")).shape
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}, "EDMDPMSolver.* no table of betas"),
+        ({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "FlowMatch.* no table"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "use_flow_sigmas": True}, "with use_flow_sigmas, whose"),
+    ],
+)
+def test_a_scheduler_without_a_table_of_betas_is_refused(config, says):
+    """Playground v2.5's, which is SDXL by all else: DDIM makes the default linear table of it."""
+    with pytest.raises(BadInputError, match=says):
+        discrete_schedule(config)
+
+
+def test_a_scheduler_with_a_table_is_read(discrete):
+    for name in ("EulerAncestralDiscreteScheduler", "PNDMScheduler", "LCMScheduler", "OneOfTheirOwnScheduler"):
+        found, prediction = discrete_schedule({**STABLE_DIFFUSION, "_class_name": name})
+        assert torch.equal(found.alphas_cumprod, discrete.alphas_cumprod) and prediction == "epsilon"
+
+
+def test_a_vae_that_normalises_its_channels_is_refused():
+    """StableDiffusionXLPipeline applies latents_mean and latents_std, LatentCodec does not."""
+    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8, latents_mean=[0.1] * 4, latents_std=[0.9] * 4)
+    with pytest.raises(BadInputError, match="latents_mean"):
+        LatentCodec(vae)
 
 
 def test_a_scheduler_that_says_nothing_of_clipping_does_not_clip():

@@ -24,30 +24,38 @@ def inspect(
     from jdmctl.families.contract import call_of, require_pair
     from jdmctl.families.identify import identify
     from jdmctl.families.students import students
+    from jdmctl.tinyworld.world import is_of_world
 
     found = identify(resolve(model, "student"))
     contract = call_of(found)
     if teacher:
-        require_pair(found, identify(resolve(teacher, "teacher")))
+        found = require_pair(found, identify(resolve(teacher, "teacher")))
     known = students().get(found.student)
     adapter = "" if found.family in FAMILIES else ", for which jdmctl has no adapter yet"
     record = {
         "model": model,
         "kind": found.kind,
         "family": found.family,
+        "families": found.families,
         "family_evidence": found.evidence,
         "adapter": found.family in FAMILIES,
         "student": found.student,
         "student_evidence": found.student_evidence,
         "contract": {name: {"value": told.value, "where": told.where} for name, told in contract.items()},
         "teacher": teacher or (known.teacher if known else ""),
+        "made_from": found.facts.get("made_from", ""),
     }
-    lines = [f"{model}: a {found.kind} of the family {found.family}{adapter} ({found.evidence})"]
+    families = " or ".join(found.families)
+    lines = [f"{model}: a {found.kind} of the family {families}{adapter} ({found.evidence})"]
+    if found.also:
+        lines.append(f"{families}: its files do not tell which; --teacher, the model that it goes on, does")
     if known:
         lines.append(f"student: {found.student}, {known.title} ({found.student_evidence})")
         lines.append(f"teacher: {known.teacher}; licence: {known.licence}")
     else:
         lines.append("student: none that is known by its files; a teacher, or see jdmctl students")
+    if origin := found.facts.get("made_from"):
+        lines.append(f"made from: {origin}{', of the embedded world' if is_of_world(str(origin)) else ''}")
     for name, told in contract.items():
         lines.append(f"{name.replace('_', ' ')}: {'?' if told.value is None else told.value}  [{told.where}]")
     if known:

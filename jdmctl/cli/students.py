@@ -38,7 +38,7 @@ def students(
         lines.append(f"{fact.replace('_', ' ')}: {value}  [{sources.get(fact) or 'unverified'}]")
     lines.append(f"as model.student_time: {student.student_time:.4g}")
     lines += [f"note: {student.note}"] if student.note else []
-    lines += ["its weights are a pickle, which is never opened: save them as safetensors first"] * student.pickle
+    lines += ["its weights are a pickle, never opened: save them as safetensors of that name first"] * student.pickle
     out.result(record, "\n".join(lines))
 
 

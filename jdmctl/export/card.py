@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 
 from jdmctl.evaluation.results import Row, table
 from jdmctl.export.contract import Contract
+from jdmctl.export.licenses import license_entries
 from jdmctl.export.products import Product, refusals
 
 
@@ -36,9 +37,9 @@ def card(
     data = ModelCardData(
         base_model=base_model or None,
         library_name="diffusers",
-        license=contract.license or None,
         pipeline_tag="text-to-image",
         tags=tags,
+        **license_entries(contract.license, contract.license_link),
     )
     held = "\n".join(
         f"- `{product.name}/`: {_WHAT[product.kind].format(product.contract.control)}" for product in products
@@ -147,15 +148,10 @@ def _of(products: Sequence[Product]) -> str:
 
 def _license(products: Sequence[Product]) -> str:
     first, *others = dict.fromkeys(name for product in products for name in product.contract.made_from)
-    known = products[0].contract.license
+    known, link = products[0].contract.license, products[0].contract.license_link
+    known = f"[{known}]({link})" if link else known
     told = f"{known}, that of `{first}`" if known else f"Not known here: it is that of `{first}`"
     also = "".join(f" and of `{name}`" for name in others)
     return (
         f"{told}{also}, from which these weights were made. Its terms go on to them: read them before you share these."
     )
-
-
-def read_license(front_matter: Mapping[str, Any]) -> str:
-    """Licence that a model card tells: its name where it is `other`."""
-    license = str(front_matter.get("license") or "")
-    return str(front_matter.get("license_name") or license) if license == "other" else license

@@ -36,6 +36,7 @@ class Contract:
     control: str = ""  # for a control branch: what it obeys
     extractor: dict[str, Any] = field(default_factory=dict)  # parameters of what makes its condition
     license: str = ""  # of the first that it was made from, where known
+    license_link: str = ""  # address of its text, where known
     jdmctl: str = ""  # version that wrote it
 
     def to_dict(self) -> dict[str, Any]:

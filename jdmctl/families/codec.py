@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jdmctl.errors import BadInputError
 from jdmctl.types import Codec
 
 
@@ -15,6 +16,12 @@ class LatentCodec:
     """A VAE with its scaling factor, and shift if any: images [B, 3, H, W] in [0, 1] <-> latents [B, C, h, w]."""
 
     def __init__(self, vae: Any):
+        """Raises BadInputError for a VAE whose channels have means and deviations of their own."""
+        if vae.config.get("latents_mean") or vae.config.get("latents_std"):
+            raise BadInputError(
+                "vae/config.json has latents_mean and latents_std, which this family does not apply",
+                hint="give a teacher whose VAE has a scaling_factor alone",
+            )
         self.vae = vae.requires_grad_(False).eval()
         self.scale, self.shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0
 

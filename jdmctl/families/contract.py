@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,18 +80,22 @@ def call_of(found: Found) -> StudentCall:
     return registered
 
 
-def require_pair(student: Found, teacher: Found) -> None:
-    """Raises BadInputError, with all that does not fit, unless a student and a teacher can be trained together."""
+def require_pair(student: Found, teacher: Found) -> Found:
+    """The student, of its teacher's family where its files may be of several.
+
+    Raises BadInputError, with all that does not fit, unless the two can be trained together.
+    """
+    student = student.beside(teacher)
     problems = []
     if student.family != teacher.family:
-        problems.append(f"families are {student.family} and {teacher.family}")
+        problems.append(f"families are {' or '.join(student.families)} and {teacher.family}")
     else:
         for key in _SHARED:
             values = student.facts.get(key), teacher.facts.get(key)
             if None not in values and values[0] != values[1]:
                 problems.append(f"{key} is {values[0]} and {values[1]}")
     if not problems:
-        return
+        return student
     known = students().get(student.student)
     right = f"the teacher of {student.student} is {known.teacher}" if known else _base(student)
     raise BadInputError(
@@ -131,13 +136,14 @@ def _guidance(found: Found) -> Told:
 
 
 def _first_timestep(found: Found) -> float | None:
-    """The timestep of a one-step call by the folder's own scheduler."""
+    """The timestep of a one-step call by the folder's own scheduler, None if that comes to no number."""
     import diffusers
 
     kind = getattr(diffusers, found.facts["scheduler._class_name"], None)
     if kind is None:
         return None
     config = {key.partition(".")[2]: value for key, value in found.facts.items() if key.startswith("scheduler.")}
+    config.pop("shift_terminal", None)  # where the last of several steps ends; of a single one it makes 0 / 0
     scheduler = kind.from_config(config)
     extra: dict[str, Any] = {}
     if config.get("use_dynamic_shifting"):
@@ -145,7 +151,8 @@ def _first_timestep(found: Found) -> float | None:
     if config["_class_name"] == "SCMScheduler":
         extra["intermediate_timesteps"] = None
     scheduler.set_timesteps(1, **extra)
-    return float(scheduler.timesteps[0])
+    timestep = float(scheduler.timesteps[0])
+    return timestep if math.isfinite(timestep) else None
 
 
 def _resolution(found: Found) -> tuple[int | None, str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
 from jdmctl.families.folders import read_config
 from jdmctl.families.published import find_published
 from jdmctl.families.students import Student, student_at, students
-from jdmctl.weights import read_header
+from jdmctl.families.tensors import PIXART, families_of, text_width
+from jdmctl.weights import Header, read_header
 
 PIPELINES = {
     "StableDiffusionPipeline": "stable_diffusion",
@@ -37,17 +39,6 @@ BACKBONES = {
     "ZImageTransformer2DModel": "z_image",
     "QwenImageTransformer2DModel": "qwen_image",
 }
-# Part of a tensor's name -> family, the first that is found; UNets are told apart by the width of their text.
-_TENSORS = (
-    (("noise_refiner.", "cap_embedder."), "z_image"),
-    (("txt_norm.", "transformer_blocks.0.img_mod"), "qwen_image"),
-    (("single_transformer_blocks.", "double_blocks."), "flux"),
-    (("ff.conv_inverted", "mlp.inverted_conv"), "sana"),
-    (("joint_blocks.", "context_embedder.", "norm1_context"), "sd3"),
-    (("adaln_single.", "caption_projection."), "pixart_alpha"),
-)
-_TEXT_WIDTHS = {768: "stable_diffusion", 1024: "stable_diffusion", 2048: "sdxl"}
-_TEXT_KEY = re.compile(r"attn2[._]to_k[._](weight|lora_down\.weight|lora_A(\.\w+)?\.weight|lora\.down\.weight)$")
 _LORA = ("lora_down.", "lora_A.", ".lora.down.", "lora_up.")
 _ROLES = ("unet", "transformer", "vae", "scheduler")
 
@@ -63,6 +54,15 @@ class Found:
     facts: Mapping[str, Any] = field(default_factory=dict)
     student: str = ""  # its name in students.yaml
     student_evidence: str = ""
+    also: tuple[str, ...] = ()  # other families that it may be of as well
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        return (self.family, *self.also)
+
+    def beside(self, other: Found) -> Found:
+        """Of the other's family, where it may be."""
+        return replace(self, family=other.family, also=()) if other.family in self.families else self
 
 
 def identify(source: str | Path) -> Found:
@@ -78,13 +78,15 @@ def identify(source: str | Path) -> Found:
         return _hub_file(str(source), known)
     found = _file(path) if path.is_file() else _folder(str(source))
     name, why = _student(found)
-    if name and students()[name].family != found.family:
-        known = students()[name]
+    known = students().get(name)
+    if known is None:
+        return found
+    if known.family not in found.families:
         raise BadInputError(
             f"{source} is called like {known.title} ({known.family}), but {found.evidence}, which is {found.family}",
             hint=f"download it again from {known.repository}, or rename it",
         )
-    return Found(found.source, found.kind, found.family, found.evidence, found.facts, name, why)
+    return replace(found, family=known.family, also=(), student=name, student_evidence=why)
 
 
 def lone_file(folder: Path) -> Path | None:
@@ -152,40 +154,50 @@ def _backbone(source: str, config: Mapping[str, Any]) -> Found:
     is_sdxl = config.get("addition_embed_type") == "text_time"
     role = "unet" if kind.startswith("UNet") else "transformer"
     facts = {f"{role}.{key}": value for key, value in config.items()}
-    return Found(source, "backbone", "sdxl" if is_sdxl else BACKBONES[kind], f"config.json says {kind}", facts)
+    families: tuple[str, ...] = ("sdxl",) if is_sdxl else (BACKBONES[kind],)
+    if families[0] in PIXART and not config.get("use_additional_conditions"):  # those that Alpha has at 1024 px alone
+        families = PIXART
+    return Found(source, "backbone", families[0], f"config.json says {kind}", facts, also=families[1:])
 
 
 def _file(path: Path) -> Found:
-    shapes = read_header(path).shapes
+    header = read_header(path)
+    shapes = header.shapes
     kind = "lora" if any(mark in name for name in shapes for mark in _LORA) else "backbone"
     if any(name.startswith(("first_stage_model.", "conditioner.", "cond_stage_model.")) for name in shapes):
         kind = "single-file"
     facts: dict[str, Any] = {"tensors": len(shapes)}
-    for marks, family in _TENSORS:
-        for name in shapes:
-            if any(mark in name or mark.replace(".", "_") in name for mark in marks):
-                return Found(str(path), kind, family, f"it holds {name}", facts)
-    widths = {shapes[name][-1] for name in shapes if _TEXT_KEY.search(name)}
-    known = {_TEXT_WIDTHS[width] for width in widths if width in _TEXT_WIDTHS}
-    if len(known) != 1:
+    if kind == "lora" and (model := _own_model(header)):
+        facts["made_from"] = model.get("student") or model.get("teacher")
+        return Found(str(path), kind, str(model["family"]), "the recipe in its metadata says so", facts)
+    families, evidence = families_of(shapes)
+    name, why = _known_file(path.absolute())
+    if not families and not name:
         some = ", ".join(sorted(shapes)[:3])
         raise BadInputError(
             f"{path} is of no family that is known here: {len(shapes)} tensors such as {some}",
             hint="give the pipeline's folder, a UNet or transformer, or a LoRA, as safetensors",
         )
-    width = max(widths)
-    facts["unet.cross_attention_dim"] = width
-    return Found(str(path), kind, known.pop(), f"its text is {width} wide", facts)
+    families, evidence = (families, evidence) if families else ((students()[name].family,), why)
+    if width := text_width(shapes):
+        facts["unet.cross_attention_dim"] = width
+    return Found(str(path), kind, families[0], evidence, facts, also=families[1:])
+
+
+def _own_model(header: Header) -> Mapping[str, Any]:
+    """The `model` of the recipe that jdmctl keeps in the metadata of what it trained; empty if there is none."""
+    try:
+        recipe = yaml.safe_load(header.metadata.get("jdmctl_recipe", ""))
+    except yaml.YAMLError:
+        return {}
+    model = recipe.get("model") if isinstance(recipe, dict) else None
+    return model if isinstance(model, dict) and model.get("family") else {}
 
 
 def _student(found: Found) -> tuple[str, str]:
     """The known student that it is, and how that shows; '' if none."""
     if found.kind != "pipeline":
-        name = Path(found.source).name
-        for key, one in students().items():
-            if one.file and Path(one.file).name == name and name not in _COMMON_FILES:
-                return key, f"the file's name is {one.repository}'s"
-        return "", ""
+        return _known_file(Path(found.source).absolute())
     told = {found.source, *(str(v) for k, v in found.facts.items() if k.endswith("._name_or_path"))}
     for key, one in students().items():
         if one.weights == "folder" and any(_is_called(text, one) for text in told):
@@ -203,7 +215,37 @@ def _student(found: Found) -> tuple[str, str]:
     return matches[0], f"its own files say {values}"
 
 
-_COMMON_FILES = ("pytorch_lora_weights.safetensors", "pytorch_model.bin")
+def _known_file(place: Path) -> tuple[str, str]:
+    """The known student that a file, or a backbone's folder, is called like, and how that shows; '' if none."""
+    for key, one in students().items():
+        if _is_its_file(place, one):
+            return key, f"the file's name is {one.repository}'s"
+        if _is_its_place(place, key, one):
+            return key, f"it lies where {one.repository} has it"
+    return "", ""
+
+
+_COMMON_STEMS = ("pytorch_lora_weights", "pytorch_model", "diffusion_pytorch_model")  # of files of any model
+
+
+def _is_its_file(file: Path, student: Student) -> bool:
+    """By a name that no other has; a pickle that was saved again as safetensors keeps its stem."""
+    own = Path(student.file)
+    same = file.stem == own.stem if student.pickle else file.name == own.name
+    return same and own.stem not in _COMMON_STEMS
+
+
+def _is_its_place(path: Path, name: str, student: Student) -> bool:
+    """A file of a common name, or its folder, within a folder called like the student or its repository."""
+    own = Path(student.file)
+    if own.stem not in _COMMON_STEMS:
+        return False
+    inner = own.with_suffix("").parts
+    file = path / own.stem if path.is_dir() else path.with_suffix("")
+    if file.parts[-len(inner) :] != inner:
+        return False
+    home = file.parents[len(inner) - 1]
+    return home.name.lower() == name or _is_called(str(home), student)
 
 
 def _is_called(text: str, student: Student) -> bool:

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, LCMScheduler
 
 from jdmctl.diffusion.schedule import DiscreteSchedule
+from jdmctl.errors import BadInputError
 
 
 def discrete_schedule(config: Mapping[str, Any]) -> tuple[DiscreteSchedule, str]:
-    """The schedule and the prediction type that a config means."""
+    """The schedule and the prediction type that a config means.
+
+    Raises:
+        BadInputError: it means other noise levels than a table's.
+    """
+    _require_table(config)
     scheduler = DDIMScheduler.from_config(config)
     return DiscreteSchedule.from_diffusers(scheduler), scheduler.config.prediction_type
+
+
+def _require_table(config: Mapping[str, Any]) -> None:
+    """Of a class without betas, DDIM would take its own defaults for what the config does not say."""
+    name = str(config.get("_class_name", ""))
+    kind = getattr(diffusers, name, None)
+    is_flow = bool(config.get("use_flow_sigmas"))
+    if is_flow or (kind and "beta_schedule" not in inspect.signature(kind).parameters):
+        raise BadInputError(
+            f"scheduler/scheduler_config.json names {name}{' with use_flow_sigmas' * is_flow}, whose noise levels are "
+            "no table of betas, as this family's are",
+            hint="give a teacher and a student that were trained with such a table; EDM's models (Playground v2.5) and "
+            "flow models have none",
+        )
 
 
 def ddim(config: Mapping[str, Any], num_steps: int, device: torch.device) -> DDIMScheduler:

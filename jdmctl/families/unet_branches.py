@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,11 @@ def load_branch(source: str | Path, unet: Any, pixels_per_latent: int) -> nn.Mod
     """A saved ControlNet or T2I-Adapter.
 
     Raises:
-        ConditionMismatchError: it was made for another UNet or VAE.
+        ConditionMismatchError: it was made for another UNet or VAE, or is a branch of another kind.
     """
-    if read_config(source, None, "config.json").get("_class_name") == T2IAdapter.__name__:
+    config = read_config(source, None, "config.json")
+    _require_plain(source, config)
+    if config.get("_class_name") == T2IAdapter.__name__:
         what, branch = "T2I-Adapter", load_component(T2IAdapter, source, None)
         wanted = new_adapter(unet, pixels_per_latent).config
         keys: tuple[str, ...] = ("in_channels", "channels", "adapter_type")
@@ -111,6 +113,19 @@ def load_branch(source: str | Path, unet: Any, pixels_per_latent: int) -> nn.Mod
             hint=f"give a {what} made for the same VAE",
         )
     return branch
+
+
+def _require_plain(source: str | Path, config: Mapping[str, Any]) -> None:
+    """Of the classes that are read here: diffusers would load others too, and drop what it has no place for."""
+    kind = config.get("_class_name")
+    if "num_control_type" in config:
+        kind = f"{kind}, a union of several controls (num_control_type {config['num_control_type']})"
+    elif kind in (ControlNetModel.__name__, T2IAdapter.__name__):
+        return
+    raise ConditionMismatchError(
+        f"the control branch at {source} is a {kind}, which wants another call",
+        hint="give a plain ControlNetModel or T2IAdapter of one control, or start from the student (init: student)",
+    )
 
 
 def _plain(value: Any) -> Any:
