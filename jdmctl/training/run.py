@@ -82,12 +82,11 @@ def train(
     """
     metadata = {"jdmctl_recipe": run.recipe}
     checkpoints = Checkpoints(folder / "checkpoints", metadata)
-    if resume and (path := checkpoints.latest()):
-        kept = checkpoints.state(path)["extra"]
-        for key in run.extra.keys() & kept.keys():
-            run.extra[key].load_state_dict(kept[key])  # what cannot go on is refused before its recipe is replaced
-    if accelerator.is_main_process:
-        write_text(folder / RECIPE_FILE, run.recipe)
+
+    def keep_recipe() -> None:
+        if accelerator.is_main_process:
+            write_text(folder / RECIPE_FILE, run.recipe)
+
     state = fit(
         run.stages,
         run.batches,
@@ -97,6 +96,7 @@ def train(
         observer=RunObserver(folder, run.validation, show),
         extra=run.extra,
         resume=resume,
+        on_ready=keep_recipe,  # what cannot go on is refused before its recipe is replaced
     )
     extra = {key: item.state_dict() for key, item in run.extra.items()}
     of_products = metadata | {f"jdmctl_{key}": json.dumps(value) for key, value in extra.items()}
