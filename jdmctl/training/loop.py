@@ -84,6 +84,9 @@ class _Loop:
             self.save(stage)
         self.logged_step = state.step
         self.pace.restart()
+        if stage.averaged and state.step and not state.best and stage.is_over(state.step, state.losses):
+            self.look(stage, is_last=True)  # resumed to end where it was stopped, before any validation
+            self.save(stage)
         while not (state.halted or stage.is_over(state.step, state.losses)):
             stage.before_step(state.step)
             rate = stage.rate(state.step)
