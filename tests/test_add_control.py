@@ -18,7 +18,7 @@ from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
 from jdmctl.errors import JdmError
 from jdmctl.families.base import DiffusionDenoiser
-from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
 from jdmctl.recipe_sections import Model
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.samples import StudentPictures
@@ -315,8 +315,16 @@ def test_a_run_folder_is_never_overwritten(in_tiny_world, monkeypatch):
     Path("run").mkdir()
     Path("run/precious.txt").write_text("x")
     error = refused(monkeypatch, "tiny/lowres", "-o", "run")
-    assert "run is already there" in str(error)
-    assert "--resume" in error.hint and "--output" in error.hint
+    assert "run is already there" in str(error) and error.hint == "choose another --output"
+
+
+def test_what_goes_on_with_a_run_is_told_by_its_folder(in_tiny_world, monkeypatch):
+    """Of another folder than the one that was named: the new run's."""
+    for folder in ("old", "run"):
+        Path(folder).mkdir()
+        Path(folder, "recipe.yaml").write_text(to_yaml(load_recipe("tiny/lowres")))
+    error = refused(monkeypatch, "old", "-o", "run")
+    assert error.hint == "go on with it: jdmctl add-control run --resume, or choose another --output"
 
 
 def test_nothing_to_resume(in_tiny_world, monkeypatch):

@@ -79,6 +79,13 @@ def test_the_angle_of_an_unknown_sana_sprint_is_pure_noise(tmp_path):
     assert check.state["model"].student_time == 1
 
 
+def test_doctor_does_not_say_that_it_can_go_on(tmp_path):
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(JdmError, match="is already there") as caught:
+        doctor(student="tiny", output=tmp_path, device="cpu")
+    assert caught.value.hint == "choose another --output"
+
+
 def test_doctor_stops_at_the_first_check_that_fails(tmp_path, capsys):
     with pytest.raises(JdmError, match="did not pass: what it is"):
         doctor(student=str(tmp_path), output=tmp_path / "check", device="cpu", as_json=True)

@@ -51,13 +51,12 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=is_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
 
 
-def require_new(folder: Path) -> None:
-    """Raises JdmError if a run is already there."""
+def require_new(folder: Path, command: str = "") -> None:
+    """Raises JdmError if something is already there; `command` is the one that goes on with a run."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise JdmError(
-            f"{folder} is already there",
-            hint="go on with it (the same command, with --resume), or choose another --output",
-        )
+        is_run = command and (folder / RECIPE_FILE).is_file()
+        go_on = f"go on with it: jdmctl {command} {folder} --resume, or " if is_run else ""
+        raise JdmError(f"{folder} is already there", hint=f"{go_on}choose another --output")
 
 
 def require_resumable(folder: Path) -> None:
