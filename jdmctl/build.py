@@ -192,11 +192,10 @@ def build_nct_step(recipe: Recipe, family: Any, controls: Mapping[str, Control])
 
 
 def build_dsm_step(family: Any, names: Sequence[str]) -> DSMStep:
-    """Trains branches of the student by plugging them into the teacher."""
+    """Trains branches of the student by plugging them into the teacher, whose own stay what they are."""
     branches = {name: family.student.branches[name] for name in names}
-    family.teacher.branches.update(branches)  # called without controls, it stays blind
     return DSMStep(
-        denoiser=family.teacher,
+        denoiser=family.teacher_through(branches),
         codec=family.codec,
         schedule=family.schedule,
         timesteps=UniformTimesteps(0.0, 1.0),

@@ -13,9 +13,14 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from jdmctl.build import build_family
+from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
 from jdmctl.errors import JdmError
-from jdmctl.recipe_files import load_recipe, parse_recipe
+from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
+from jdmctl.recipe_sections import Model
+from jdmctl.training.run import make_accelerator
 from jdmctl.training.samples import StudentPictures
 
 QUICK = (
@@ -175,6 +180,28 @@ def test_methods_whose_teacher_sees_the_control(in_tiny_world, tiny_world, photo
         assert any(not torch.equal(unet[name], value) for name, value in teacher.named_parameters())
 
 
+@pytest.mark.parametrize("method", ["dmd-control", "implicit"])
+def test_a_teacher_that_sees_keeps_its_own_controlnet_beside_a_warm_up(in_tiny_world, method):
+    """It is the one that was given, and the warm-up trains nothing of it."""
+    torch.manual_seed(0)
+    family = build_family(Model(teacher="tiny", student="tiny"), "cpu")
+    with torch.no_grad():
+        family.add_control_branch("canny").controlnet_mid_block.bias.fill_(0.1)
+    family.save_control_branch("canny", "given")
+    values = {
+        "name": "x", "model": {"student": "tiny", "teacher": "tiny"}, "data": {"source": "tiny"}, "method": method,
+        "controls": [{"name": "canny", "init": "dsm", "teacher_branch": "given"}],
+    }  # fmt: skip
+    changes = [*QUICK, "training.dsm_warmup_steps=2", "data.num_samples=16"]
+    run = build_run(parse_recipe(values, changes), make_accelerator("cpu", "fp32"))
+    teacher = run.stages[-1].step.teacher
+    while not isinstance(teacher, DiffusionDenoiser):  # within its guidance
+        teacher = teacher.denoiser
+    given = load_file("given/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, given[name]) for name, value in teacher.branches["canny"].state_dict().items())
+    assert not {id(p) for p in teacher.parameters()} & {id(p) for p in run.stages[0].step.parameters}
+
+
 def test_a_method_says_what_it_needs(in_tiny_world):
     values = {
         "name": "x", "model": {"student": "tiny", "teacher": "tiny"}, "controls": [{"name": "canny"}],
@@ -287,8 +314,16 @@ def test_a_run_folder_is_never_overwritten(in_tiny_world, monkeypatch):
     Path("run").mkdir()
     Path("run/precious.txt").write_text("x")
     error = refused(monkeypatch, "tiny/lowres", "-o", "run")
-    assert "run is already there" in str(error)
-    assert "--resume" in error.hint and "--output" in error.hint
+    assert "run is already there" in str(error) and error.hint == "choose another --output"
+
+
+def test_what_goes_on_with_a_run_is_told_by_its_folder(in_tiny_world, monkeypatch):
+    """Of another folder than the one that was named: the new run's."""
+    for folder in ("old", "run"):
+        Path(folder).mkdir()
+        Path(folder, "recipe.yaml").write_text(to_yaml(load_recipe("tiny/lowres")))
+    error = refused(monkeypatch, "old", "-o", "run")
+    assert error.hint == "go on with it: jdmctl add-control run --resume, or choose another --output"
 
 
 def test_nothing_to_resume(in_tiny_world, monkeypatch):

@@ -104,3 +104,7 @@ def test_a_truncated_checkpoint_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(MissingWeightsError, match="step-000001 cannot be read"):
         checkpoints.load(path)
+    (path / "state.json").write_text('{"ord')
+    with pytest.raises(MissingWeightsError, match="step-000001 cannot be read") as caught:
+        checkpoints.latest()
+    assert f"delete {path}" in caught.value.hint

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.history import History
 from jdmctl.comparison.scoring import score
 from jdmctl.comparison.searches import MorePasses
+from jdmctl.comparison.training import complete
 from jdmctl.errors import BadInputError
+from jdmctl.recipe_files import to_yaml
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.source import captioned_folder
 from jdmctl.tinyworld.world import SOURCE_FILE, samples
@@ -100,6 +103,23 @@ def test_an_ordinary_controlnet_that_is_given_needs_no_training(recipe, tmp_path
     assert given.is_given and given.is_done and given.branches() == {"canny": tmp_path / "mine"}
     assert not other.is_given
     assert other.recipe.controls[0].teacher_branch == str(tmp_path / "mine")
+
+
+def test_a_cell_that_was_begun_goes_on(recipe, tmp_path, monkeypatch):
+    """Without a checkpoint, too: its folder is there, so a run that says nothing of resuming would be refused."""
+    asked = []
+
+    def start(words, **_):
+        asked.append(words)
+        return SimpleNamespace(wait=lambda timeout: 0)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    (cell,) = plan(recipe, [], entries("jdm"), tmp_path)
+    complete([cell], float("inf"), "", print)
+    cell.folder.mkdir()
+    (cell.folder / "recipe.yaml").write_text(to_yaml(cell.recipe))
+    complete([cell], float("inf"), "", print)
+    assert asked[0][-2:] == ["--output", str(cell.folder)] and asked[1][-2:] == [str(cell.folder), "--resume"]
 
 
 def test_the_history_of_a_run_that_was_resumed(tmp_path):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_pipelines import FAMILIES
 from tiny_transformers import TRANSFORMERS
 
-from jdmctl.build import build_controls, build_jdm_step, build_roles, prepare_student
+from jdmctl.build import build_controls, build_dsm_step, build_jdm_step, build_roles, prepare_student
 from jdmctl.build_run import build_run
 from jdmctl.cli.training import plan
 from jdmctl.families.heads import RatioCritic
@@ -280,6 +280,21 @@ def test_where_latents_are_kept_the_encoder_stays_off_the_device(tiny, family, f
     assert all(w.device.type == "cpu" for w in away)
     assert all(w.is_meta for w in other.parts["vae"].decoder.parameters())
     assert other.codec.encode(pictures.to("meta")).is_meta
+
+
+@torch.no_grad()
+def test_a_warm_up_sees_through_its_branch_alone(family):
+    """It is the teacher with that branch, to the bit; a branch of the teacher's own is neither used nor replaced."""
+    asked = noise_of(family), torch.tensor([0.3, 0.9]), family.encode_prompt(PROMPTS), {"canny": condition_of(family)}
+    own = family.add_control_branch("canny", denoiser=family.teacher)
+    speak(own)
+    before = family.teacher(*asked)
+    trained = family.add_control_branch("canny")
+    speak(trained, seed=3)
+    through_it = build_dsm_step(family, ["canny"]).denoiser(*asked)
+    assert torch.equal(family.teacher(*asked), before)
+    family.teacher.branches["canny"] = trained
+    assert torch.equal(through_it, family.teacher(*asked)) and not torch.equal(through_it, before)
 
 
 def test_a_critic_reads_the_teacher(family):

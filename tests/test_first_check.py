@@ -92,6 +92,13 @@ def test_a_teacher_tells_the_family_of_what_fits_several(tmp_path):
     assert check._identity()[0] and check.state["model"].family == "pixart_sigma"
 
 
+def test_doctor_does_not_say_that_it_can_go_on(tmp_path):
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(JdmError, match="is already there") as caught:
+        doctor(student="tiny", output=tmp_path, device="cpu")
+    assert caught.value.hint == "choose another --output"
+
+
 def test_doctor_stops_at_the_first_check_that_fails(tmp_path, capsys):
     with pytest.raises(JdmError, match="did not pass: what it is"):
         doctor(student=str(tmp_path), output=tmp_path / "check", device="cpu", as_json=True)

@@ -149,6 +149,18 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     assert torch.equal(step.student, again.student) and not again.calls
 
 
+def test_a_run_may_be_resumed_to_end_where_it_was_stopped(tmp_path):
+    """Before its first validation, in 10 steps: the weights that it leaves are those, and they are looked at once."""
+    step = ToyStep()
+    with pytest.raises(RunInterrupted):
+        train(tmp_path, step, watcher=StopAt(step, "training", 4), log_every_steps=2)
+    for times in (1, 0):
+        again = ToyStep()
+        state, watcher = train(tmp_path, again, stages(again, num_steps=5), resume=True)
+        assert state.best["name"] == "step-000005" and torch.equal(step.student, again.student) and not again.calls
+        assert [record["step"] for record in watcher.records if record["event"] == "validation"] == [5] * times
+
+
 def test_on_start_runs_once_however_often_the_run_is_resumed(tmp_path):
     started = []
 
@@ -166,8 +178,9 @@ def test_on_start_runs_once_however_often_the_run_is_resumed(tmp_path):
 def test_a_checkpoint_of_other_shapes_is_refused(tmp_path):
     train(tmp_path, ToyStep())
     wide = ToyStep(student=nn.Parameter(torch.zeros(5)))
-    with pytest.raises(MissingWeightsError, match="other weights than this recipe trains"):
-        train(tmp_path, wide, resume=True)
+    for parts in (stages(wide), stages(wide, warmup_steps=0)):  # the checkpoint is of the second of two stages
+        with pytest.raises(MissingWeightsError, match="other weights than this recipe trains"):
+            train(tmp_path, wide, parts, resume=True)
 
 
 def test_warm_up_ends_when_its_loss_is_level(tmp_path):

@@ -164,7 +164,7 @@ def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out:
     from jdmctl.training.run import make_accelerator, require_new, train
 
     if not resume:
-        require_new(folder)
+        require_new(folder, recipe.command)
     accelerator = make_accelerator(device, recipe.training.precision)
     accelerator.wait_for_everyone()  # no process may write before all have looked at the folder
     if accelerator.is_main_process:

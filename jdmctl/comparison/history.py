@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from jdmctl.training.records import read_records
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class History:
         paces: dict[str, dict[int, float]] = {}
         scores: dict[str, dict[int, dict[str, float]]] = {}
         memory = 0
-        for line in _lines(run / "metrics.jsonl"):
-            record = json.loads(line)
+        for record in read_records(run / "metrics.jsonl"):
             if record["event"] == "step":
                 paces.setdefault(record["stage"], {})[record["step"]] = record["seconds"]
                 memory = max(memory, record.get("memory_bytes", 0))
@@ -58,7 +58,3 @@ class History:
     def seconds_to(self, score: float, higher_is_better: bool) -> float | None:
         """When validation first showed this score or a better one."""
         return next((at for at, found in self.curve if (found >= score) == higher_is_better or found == score), None)
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []

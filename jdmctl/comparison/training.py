@@ -54,8 +54,7 @@ def complete(cells: Sequence[Cell], budget_seconds: float, device: str, say: Cal
 def _command(cell: Cell, device: str) -> list[str]:
     words = [sys.executable, "-m", "jdmctl", cell.recipe.command]
     words += ["--device", device] if device else []
-    checkpoints = cell.folder / "checkpoints"
-    if checkpoints.is_dir() and any(checkpoints.iterdir()):
+    if (cell.folder / RECIPE_FILE).is_file():  # it was begun; without a checkpoint, it begins anew
         return [*words, str(cell.folder), "--resume"]
     recipe = cell.folder.with_suffix(".yaml")
     write_text(recipe, to_yaml(cell.recipe))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from jdmctl.evaluation.results import Row, table
 from jdmctl.export.contract import Contract
 from jdmctl.export.licenses import license_entries
 from jdmctl.export.products import Product, refusals
+from jdmctl.training.records import read_records
 
 
 def card(
@@ -76,9 +76,7 @@ def measured_rows(rows: Sequence[Row], run: str) -> str:
 
 def measured_in_training(metrics: Path) -> str:
     """The best validation of a run's metrics.jsonl, whose weights are the ones that it left; or `not measured`."""
-    records = []
-    if metrics.is_file():
-        records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    records = read_records(metrics)
     last = records[-1]["stage"] if records else ""
     looks = [r for r in records if r["event"] == "validation" and r["stage"] == last and r["step"] > 0]
     if not looks:

@@ -26,7 +26,7 @@ from jdmctl.families.hooks import FamilyHooks
 from jdmctl.families.low_precision import hold, train_in_float32
 from jdmctl.families.offload import bring_back
 from jdmctl.families.prompts import repeat
-from jdmctl.families.sharing import twin
+from jdmctl.families.sharing import double, twin
 from jdmctl.families.student_forms import load_student
 from jdmctl.types import Controls, Prompt
 from jdmctl.weights import require_safetensors
@@ -165,6 +165,12 @@ class Family(FamilyHooks):
             bring_back(backbone, device)
         train_in_float32(backbone)
         return fake
+
+    def teacher_through(self, branches: Mapping[str, nn.Module]) -> DiffusionDenoiser:
+        """The teacher, its weights held once, as one that sees conditions through these branches alone."""
+        seeing = double(self.teacher)
+        seeing.branches = nn.ModuleDict(branches)
+        return seeing
 
     def quick_codec(self, source: str | Path) -> QuickCodec:
         """The family's codec, decoding by the AutoencoderTiny in a folder or of a hub name.

@@ -11,7 +11,7 @@ from typing import Any
 
 from jdmctl.errors import BadInputError
 from jdmctl.feedback.pairs import FIELDS
-from jdmctl.training.atomic import writing
+from jdmctl.training.atomic import append_whole, writing
 
 _BEGINNING = b'{"prompt": '
 
@@ -44,14 +44,7 @@ class Journal:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)  # another page may write to the same file
-                before = os.fstat(file).st_size
-                try:
-                    if os.write(file, line) != len(line):
-                        raise OSError(28, "No space left on device")
-                    os.fsync(file)
-                except OSError:
-                    os.ftruncate(file, before)
-                    raise
+                append_whole(file, line)
             finally:
                 os.close(file)
         self.records.append(dict(record))

@@ -1,4 +1,4 @@
-"""Folders and files that appear whole or not at all, whatever happens while they are written."""
+"""Folders, files and lines that appear whole or not at all, whatever happens while they are written."""
 
 from __future__ import annotations
 
@@ -60,6 +60,21 @@ def write_text(file: Path, text: str) -> None:
     finally:
         with suppress(OSError):  # of a folder that is a file, or cannot be written to
             partial.unlink(missing_ok=True)
+
+
+def append_whole(descriptor: int, line: bytes) -> None:
+    """Add to a file that is open for appending, on the disk before this returns; of what does not fit nothing stays.
+
+    Raises OSError.
+    """
+    before = os.fstat(descriptor).st_size
+    try:
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
 
 
 def remove_partial(folder: Path) -> None:

@@ -59,10 +59,10 @@ class Checkpoints:
             raise _unreadable(path, error) from error
 
     def latest(self) -> Path | None:
-        """The complete checkpoint that is furthest in the run."""
+        """The complete checkpoint that is furthest in the run. Raises MissingWeightsError for a damaged one."""
         orders = {}
         for file in self.folder.glob(f"[!.]*/{STATE_FILE}"):
-            orders[file.parent] = json.loads(file.read_text(encoding="utf-8"))["order"]
+            orders[file.parent] = self.state(file.parent)["order"]
         return max(orders, key=orders.__getitem__, default=None)
 
     def prune(self, keep: set[str]) -> None:

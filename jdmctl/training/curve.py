@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from jdmctl.training.records import read_records
 
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 480, 200, 70, 24, 24
 
@@ -42,8 +43,7 @@ def draw_curve(metrics: Path, target: Path) -> None:
 
 def read_curves(metrics: Path) -> tuple[dict[str, dict[int, float]], list[int]]:
     """Title -> step -> value, and the steps of alarms; what a resumed run did again replaces what was before."""
-    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    found = [record for record in records if record["event"] == "validation"]
+    found = [record for record in read_records(metrics) if record["event"] == "validation"]
     panels: dict[str, dict[int, float]] = {}
     alarmed: dict[int, bool] = {}
     for record in found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,12 +30,14 @@ def fit(
     observer: Observer,
     extra: Mapping[str, Stateful] | None = None,
     resume: bool = False,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> TrainingState:
     """Run the stages in order; with `resume`, from the latest checkpoint on, bit for bit as if never stopped.
 
     Modules are not wrapped: parameters are broadcast at the start and gradients averaged after each backward, so a
     step may call its networks as often as it likes. A stage hands the next one the average of what it trained; the
-    last one leaves its weights as they are and their average in the state that is returned.
+    last one leaves its weights as they are and their average in the state that is returned. `on_ready` is called once
+    a checkpoint that does not fit is refused and before anything is trained.
 
     Raises NonFiniteLossError, and RunInterrupted after Ctrl-C (the state is saved first).
     """
@@ -47,6 +49,7 @@ def fit(
         state.halted = state.halted and settings.stop_on_alarm and state.step > 0
     else:
         broadcast_parameters([p for phase in phases for p in phase.parameters], accelerator)
+    on_ready()
     with loop.stop, training_attention(accelerator.device):
         for index, stage in enumerate(stages):
             if index >= state.stage:
@@ -81,6 +84,9 @@ class _Loop:
             self.save(stage)
         self.logged_step = state.step
         self.pace.restart()
+        if stage.averaged and state.step and not state.best and stage.is_over(state.step, state.losses):
+            self.look(stage, is_last=True)  # resumed to end where it was stopped, before any validation
+            self.save(stage)
         while not (state.halted or stage.is_over(state.step, state.losses)):
             stage.before_step(state.step)
             rate = stage.rate(state.step)

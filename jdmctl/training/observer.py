@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from jdmctl.objectives.ratio import saturation_advice
 from jdmctl.sampling import grid
 from jdmctl.training.atomic import writing
 from jdmctl.training.curve import draw_curve
+from jdmctl.training.records import add_record
 from jdmctl.types import Batch, Codec, Student
 
 _PREVIEW_ROWS = 4
@@ -141,11 +141,11 @@ class RunObserver:
         if advice:
             record = record | {"warning": advice}
         metrics = self.folder / "metrics.jsonl"
-        with writing(metrics):
-            with metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-            if record["event"] == "validation":
-                draw_curve(metrics, self.folder / "curve.png")
+        add_record(metrics, record)
+        if record["event"] == "validation":
+            curve = self.folder / "curve.png"
+            with writing(curve):
+                draw_curve(metrics, curve)
         self.show(record)
 
     def validate(self) -> dict[str, float]:

@@ -51,13 +51,12 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     return Accelerator(cpu=is_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
 
 
-def require_new(folder: Path) -> None:
-    """Raises JdmError if a run is already there."""
+def require_new(folder: Path, command: str = "") -> None:
+    """Raises JdmError if something is already there; `command` is the one that goes on with a run."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise JdmError(
-            f"{folder} is already there",
-            hint="go on with it (the same command, with --resume), or choose another --output",
-        )
+        is_run = command and (folder / RECIPE_FILE).is_file()
+        go_on = f"go on with it: jdmctl {command} {folder} --resume, or " if is_run else ""
+        raise JdmError(f"{folder} is already there", hint=f"{go_on}choose another --output")
 
 
 def require_resumable(folder: Path) -> None:
@@ -82,12 +81,11 @@ def train(
     """
     metadata = {"jdmctl_recipe": run.recipe}
     checkpoints = Checkpoints(folder / "checkpoints", metadata)
-    if resume and (path := checkpoints.latest()):
-        kept = checkpoints.state(path)["extra"]
-        for key in run.extra.keys() & kept.keys():
-            run.extra[key].load_state_dict(kept[key])  # what cannot go on is refused before its recipe is replaced
-    if accelerator.is_main_process:
-        write_text(folder / RECIPE_FILE, run.recipe)
+
+    def keep_recipe() -> None:
+        if accelerator.is_main_process:
+            write_text(folder / RECIPE_FILE, run.recipe)
+
     state = fit(
         run.stages,
         run.batches,
@@ -97,6 +95,7 @@ def train(
         observer=RunObserver(folder, run.validation, show),
         extra=run.extra,
         resume=resume,
+        on_ready=keep_recipe,  # what cannot go on is refused before its recipe is replaced
     )
     extra = {key: item.state_dict() for key, item in run.extra.items()}
     of_products = metadata | {f"jdmctl_{key}": json.dumps(value) for key, value in extra.items()}

@@ -71,9 +71,12 @@ class TrainingState:
     ) -> None:
         """Put a checkpoint back; `averaged` lists, by stage, whose average is kept.
 
-        Whatever of `extra` an older version did not keep stays as it is.
+        Whatever of `extra` an older version did not keep stays as it is. Raises MissingWeightsError if it is of a run
+        that trained other weights, or in more stages.
         """
         tensors, counters = checkpoints.load(path)
+        if counters["stage"] >= len(averaged):
+            raise _of_another_recipe(path)
         for key in _COUNTERS:
             setattr(self, key, counters[key])
         for key, item in extra.items():
@@ -121,9 +124,13 @@ _COUNTERS = ("stage", "step", "order", "updates", "losses", "best", "halted")
 @torch.no_grad()
 def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path) -> None:
     if {k: v.shape for k, v in source.items()} != {k: v.shape for k, v in target.items()}:
-        raise MissingWeightsError(
-            f"the checkpoint {path} holds other weights than this recipe trains",
-            hint="resume with the recipe that the run was started with, or begin again with another --output",
-        )
+        raise _of_another_recipe(path)
     for key, value in target.items():
         value.copy_(source[key])
+
+
+def _of_another_recipe(path: Path) -> MissingWeightsError:
+    return MissingWeightsError(
+        f"the checkpoint {path} holds other weights than this recipe trains",
+        hint="resume with the recipe that the run was started with, or begin again with another --output",
+    )
