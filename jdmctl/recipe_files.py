@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -55,9 +56,17 @@ def find_recipe(name: str) -> Path:
     )
 
 
+def read_text(path: Path) -> str:
+    """A recipe file as it is. Raises RecipeError if it is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}", hint="a recipe is a YAML text file") from error
+
+
 def title(path: Path) -> str:
     """The first line of a recipe's header comment."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    first = read_text(path).partition("\n")[0]
     return first.lstrip("# ").rstrip(".") if first.startswith("#") else ""
 
 
@@ -72,11 +81,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def read_values(name: str) -> dict[str, Any]:
     """A recipe's plain values, unchecked. Raises RecipeError if it is no YAML mapping."""
     path = find_recipe(name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}", hint="a recipe is a YAML text file") from error
-    values = read_yaml(text, str(path))
+    values = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise RecipeError(
             f"{path} is not a recipe: expected `key: value` lines, found {_show(values)}",
@@ -134,13 +139,41 @@ def set_value(values: dict[str, Any], path: str, value: Any) -> None:
 
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe, all defaults filled in; `load_recipe` reads it back to an equal one."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def differences(one: BaseModel, other: BaseModel) -> list[str]:
+    """What differs between two recipes, or two sections of a kind: `training.num_steps: 200 and 7`."""
+    sides = [_flat(section.model_dump(mode="json")) for section in (one, other)]
+    found = {key: [side.get(key) for side in sides] for key in sides[0] | sides[1]}
+    return [f"{key}: {json.dumps(a)} and {json.dumps(b)}" for key, (a, b) in found.items() if a != b]
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Values by their paths, as --set would address them."""
+    if isinstance(value, list):
+        value = {str(_name(item) or i): item for i, item in enumerate(value)}
+    if not isinstance(value, dict):
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{path}.{key}" if path else key)
+    return flat
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's plain values: `no` and `1:30` stay text, 1e-5 is a number; repeated keys are refused."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:  # of a tag: !!int abc
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise yaml.MarkedYAMLError(
+                problem=f"{_show(node.value)} is not what its tag {tag} says", problem_mark=node.start_mark
+            ) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -154,13 +187,18 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes wherever YAML 1.1 or `_Loader` would read another value: 08, 1e5."""
+
+
 for _tag, _pattern, _first in (
     ("null", r"~|null|", ["~", "n", ""]),
     ("bool", r"true|True|false|False", list("tTfF")),
     ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?(\.inf|(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?)", list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def read_yaml(text: str, source: str) -> Any:

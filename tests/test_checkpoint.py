@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,19 @@ def test_saving_again_replaces(tmp_path):
     checkpoints.save("step-000001", {"weights": {"a": torch.zeros(3)}}, {"order": 1})
     path = checkpoints.save("step-000001", TENSORS, {"order": 1})
     assert torch.equal(checkpoints.load(path)[0]["weights"]["a"], torch.arange(3.0))
+
+
+def test_the_folder_that_one_stands_in_is_filled_and_stays_the_same(tmp_path, monkeypatch):
+    """One put in its place would leave the user's shell in a folder that is gone."""
+    monkeypatch.chdir(tmp_path)
+    before = os.stat(".").st_ino
+    for text in ("old", "new"):
+        with whole_folder(Path(".")) as partial:
+            (partial / text / "within").mkdir(parents=True)
+            (partial / f"{text}.txt").write_text(text)
+        assert sorted(os.listdir(".")) == [text, f"{text}.txt"] and os.listdir(text) == ["within"]
+    assert os.stat(tmp_path).st_ino == before
+    assert not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

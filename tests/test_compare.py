@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from jdmctl.cli import app as cli
+from jdmctl.cli.compare import _arenas
 from jdmctl.comparison.cells import Entry, plan
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.history import History
@@ -161,6 +162,22 @@ def test_the_history_of_a_run_that_was_resumed(tmp_path):
 def test_what_cannot_be_planned_is_told(recipe, tmp_path, texts, message):
     with pytest.raises(BadInputError, match=message):
         plan(recipe, [], entries(*texts), tmp_path)
+
+
+def test_recipes_that_would_share_a_folder_are_refused(recipe, jdmctl_command):
+    """The second of two files called canny would find the first's cells done, and be scored with their weights."""
+    assert jdmctl_command("recipes", "copy", "tiny/canny", "canny.yaml")[0] == 0
+    for words, folder in (((), "runs/compare-canny"), (("-o", "out"), "out/canny")):
+        code, _, err = jdmctl_command("compare", "tiny/canny", "canny.yaml", *words, "--dry-run")
+        assert code == 1 and f"tiny/canny and canny.yaml would both be trained in {folder}" in err
+        assert "hint: copy one to a file of another name: jdmctl recipes copy canny.yaml NAME.yaml" in err
+    arenas = _arenas(["tiny/canny", recipe], [], entries("jdm"), Path("out"))
+    assert [str(cell.folder) for arena in arenas for cell in arena.cells] == ["out/canny/jdm-0", "out/quick/jdm-0"]
+
+
+def test_a_method_that_is_named_twice_is_refused(recipe, jdmctl_command):
+    code, _, err = jdmctl_command("compare", recipe, "--method", "jdm@a", "--method", "jdm@a:3", "--dry-run")
+    assert code == 1 and "--method jdm@a is given twice" in err and "--method jdm@a:3, or call one of them jdm@" in err
 
 
 class Strict(HTMLParser):

@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw, ImageFilter
 from jdmctl.cli import app as cli
 from jdmctl.comparison import contest, heldout
 from jdmctl.comparison.heldout import captioned
+from jdmctl.errors import BadInputError
 from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
 from jdmctl.evaluation.manifold import precision_and_recall
-from jdmctl.recipe_files import load_recipe
+from jdmctl.recipe_files import load_recipe, to_yaml
 from jdmctl.sampling import save_picture
 from jdmctl.tinyworld.source import scenes
 from jdmctl.tinyworld.world import SHIPPED
@@ -179,6 +180,39 @@ def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, ti
 )
 def test_what_cannot_be_scored_is_told(evaluate, clip, boxes, words, message):
     assert message in evaluate(*(word.format(boxes=boxes, clip=clip) for word in words), fails=True)
+
+
+def finished(name: str, *changes: str) -> Path:
+    """A run of tiny/canny with changes, as far as `eval` looks before it draws."""
+    recipe = load_recipe("tiny/canny", changes)
+    for folder in (*recipe.branch_folders.values(), recipe.student_folder):
+        Path(name, folder).mkdir(parents=True, exist_ok=True)
+    Path(name, "recipe.yaml").write_text(to_yaml(recipe))
+    return Path(name)
+
+
+def test_runs_that_are_scored_together_are_of_one_recipe(tmp_path, monkeypatch):
+    """Only seed and name may differ; else a mean over seeds would be one over recipes, all drawn by the first's."""
+    monkeypatch.chdir(tmp_path)
+    first, again, third = finished("a"), finished("b", "seed=1", "name=second"), finished("c", "seed=1")
+    other = finished("d", "seed=3", "student.trainable=lora", "training.num_steps=7")
+    assert contest.Entrant.of([first, again], compose=False).seeds == (0, 1)
+    with pytest.raises(BadInputError, match="b and c have the same seed, 1"):
+        contest.Entrant.of([first, again, third], compose=False)
+    with pytest.raises(BadInputError, match="a and a have the same seed, 0"):
+        contest.Entrant.of([first, first], compose=False)
+    told = 'a and d are no runs of one recipe: student.trainable: "frozen" and "lora"; training.num_steps: 200 and 7$'
+    with pytest.raises(BadInputError, match=told):
+        contest.Entrant.of([first, other], compose=False)
+
+
+def test_runs_that_are_composed_are_on_one_student(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    canny, depth = finished("a"), finished("b", "controls=[{name: depth}]", "seed=5", "training.dsm_warmup_steps=0")
+    assert contest.Entrant.of([canny, depth], compose=True).seeds == (0,)
+    mine = finished("c", "controls=[{name: depth}]", "training.dsm_warmup_steps=0", "model.student=mine")
+    with pytest.raises(BadInputError, match='no runs on one student: model.student: "tiny" and "mine"$'):
+        contest.Entrant.of([canny, mine], compose=True)
 
 
 @pytest.mark.parametrize(

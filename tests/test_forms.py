@@ -7,12 +7,13 @@ import torch
 
 from jdmctl.build import resolve
 from jdmctl.build_run import build_run
-from jdmctl.errors import MissingWeightsError
+from jdmctl.errors import JdmError, MissingWeightsError
 from jdmctl.families.names import family_class
 from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld import world
 from jdmctl.tinyworld.forms.make import build_form
 from jdmctl.tinyworld.forms.models import FORMS, t5_tokenizer
+from jdmctl.tinyworld.order import Order
 from jdmctl.training.run import make_accelerator, train
 
 CALL = {"sdxl": {}, "pixart": {"use_resolution_binning": False}, "sd3": {"max_sequence_length": 32}}
@@ -61,6 +62,19 @@ def test_a_form_is_an_ordinary_pipeline_and_learns_a_control(name, few_scenes):
         "canny", run / "controlnet"
     )
     assert world.world_name(recipe.model.teacher) == f"{world.world_name()} {name}"  # what rows of results call it
+
+
+def test_a_form_is_not_answered_with_another_one(few_scenes):
+    """One that was built before forms said what they were asked for is taken as it is."""
+    folder = world.form_folder("sdxl")
+    for role in ("teacher", "student"):
+        (folder / role).mkdir(parents=True)
+    (folder / "report.json").write_text('{"teacher frechet": 3.0}')
+    assert build_form("sdxl", budget=0.5) == (folder, {"teacher frechet": 3.0})
+    Order("", 0.5, 0).keep(folder)
+    assert build_form("sdxl", budget=0.5) == (folder, {"teacher frechet": 3.0})
+    with pytest.raises(JdmError, match="sdxl holds another build: budget 0.5, not 1.0; seed 0, not 3$"):
+        build_form("sdxl", seed=3)
 
 
 def test_a_form_that_is_not_built_says_how_to_build_it(few_scenes):

@@ -18,6 +18,15 @@ def test_recipes_validate_tells_of_all_and_ends_with_1(jdmctl_command, tmp_path)
     assert "no recipe named nope.yaml" in rows[2]["problem"]
 
 
+def test_a_recipe_that_is_no_text_is_a_mistake(jdmctl_command, tmp_path):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: caf\xe9\n".encode("latin-1"))
+    for words in (("show", file), ("copy", file, tmp_path / "mine.yaml"), ("validate", file)):
+        code, _, err = jdmctl_command("recipes", *words)
+        assert code == 1 and f"error: {file} cannot be read" in err and "Traceback" not in err
+    assert not (tmp_path / "mine.yaml").exists()
+
+
 def test_a_recipe_that_cannot_be_written_is_a_mistake(jdmctl_command, tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = jdmctl_command("recipes", "copy", "tiny/canny", tmp_path / "file" / "mine.yaml")

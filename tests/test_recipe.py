@@ -1,16 +1,21 @@
 """Recipes: every shipped one is valid, every problem is told at once, and YAML's traps are closed."""
 
+import copy
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from jdmctl.build_run import build_run
+from jdmctl.cli.studio import model_of
 from jdmctl.cli.training import plan
 from jdmctl.errors import RecipeError
+from jdmctl.families import identify as identifying
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import (
+    differences,
     find_recipe,
     load_recipe,
     packaged_folder,
@@ -164,11 +169,48 @@ def test_no_and_times_are_text(tmp_path):
         ("- a\n- b\n", "expected `key: value` lines, found ['a', 'b']"),
         ("", "expected `key: value` lines, found None"),
         ("1: a\n", "line 1: key 1 is not text"),
+        ("name: x\nseed: !!int abc\n", "line 2: 'abc' is not what its tag !!int says"),
+        ("seed: !!float x\n", "line 1: 'x' is not what its tag !!float says"),
+        ("seed: !!int ''\n", "line 1: '' is not what its tag !!int says"),
+        ("seed: !!bool maybe\n", "line 1: 'maybe' is not what its tag !!bool says"),
+        ("name: !!timestamp x\n", "line 1: 'x' is not what its tag !!timestamp says"),
         ("name: !!python/object/apply:os.system ['true']\n", "could not determine a constructor"),
     ],
 )
 def test_yaml_that_is_no_recipe(tmp_path, text, message):
     assert message in problems_of(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "text", ["08", "1e5", "12e03", "0e1", ".5e3", "1.", "+1", "no", "1:30", "null", "~", ".inf", "true", "2020-01-01"]
+)
+def test_text_that_looks_like_another_value_reads_back_as_text(tmp_path, text):
+    """PyYAML writes 1e5 without quotes, since for its own loader that is text; here it is a number."""
+    control = {"name": "depth", "options": {"network": text}, "init": text}
+    recipe = parse_recipe(SMALLEST | {"data": {"source": "images", "path": text}, "controls": [control]})
+    file = tmp_path / "resolved.yaml"
+    file.write_text(to_yaml(recipe))
+    assert load_recipe(file) == recipe and recipe.data.path == text
+
+
+def test_a_number_without_end_reads_back(tmp_path):
+    recipe = parse_recipe(dict(SMALLEST), ["training.max_grad_norm=inf"])
+    file = tmp_path / "resolved.yaml"
+    file.write_text(to_yaml(recipe))
+    assert load_recipe(file) == recipe and recipe.training.max_grad_norm == float("inf")
+
+
+def test_what_differs_between_recipes_is_named_as_set_names_it():
+    changes = ["training.num_steps=7", "controls.canny.ratio=2", "student.trainable=lora", "objective.weight=kl"]
+    one, other = parse_recipe(dict(SMALLEST)), parse_recipe(copy.deepcopy(SMALLEST), changes)
+    assert differences(one, one) == []
+    assert differences(one, other) == [
+        'student.trainable: "frozen" and "lora"', "controls.canny.ratio: 1.0 and 2.0",
+        'objective.weight: "normalized" and "kl"', "training.num_steps: 1000 and 7",
+    ]  # fmt: skip
+    assert "controls.depth.ratio: null and 1.0" in differences(
+        one, parse_recipe(SMALLEST | {"controls": [{"name": "canny"}, {"name": "depth"}]})
+    )
 
 
 def test_a_binary_file_is_no_recipe(tmp_path):
@@ -280,3 +322,28 @@ def test_a_known_student_that_options_name_is_called_as_it_wants(
     model = plan(source, changes, overrides, None, False)[0].model
     assert model.family == "sdxl"
     assert (model.student_time, model.student_timestep, model.student_prediction) == (time, timestep, prediction)
+
+
+def test_names_of_the_world_are_resolved_before_models_are_looked_up(in_tiny_world, tiny_world, monkeypatch):
+    """tiny/student_lora is nothing on the hub, and a form's family is that of its folder."""
+    looked: list[str] = []
+
+    def identify(source):
+        looked.append(str(source))
+        return find_family(source)
+
+    find_family = identifying.identify
+    monkeypatch.setattr(identifying, "identify", identify)
+    world = Path(shutil.copytree(tiny_world, "world"))
+    monkeypatch.setenv("JDMCTL_WORLD", str(world.resolve()))
+    teacher = world / "forms" / "sdxl" / "teacher"
+    teacher.mkdir(parents=True)
+    (teacher / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    changes = {
+        "model.teacher": "tiny/forms/sdxl/teacher", "model.student": "tiny/student_lora",
+        "controls": [{"name": "canny"}], "data.source": "tiny",
+    }  # fmt: skip
+    model = plan("", changes, (), None, False)[0].model
+    assert (model.family, model.student) == ("sdxl", "tiny/student_lora")
+    assert model_of("tiny/student").family == "stable_diffusion"
+    assert len(looked) == 4 and all(source.startswith(str(world.resolve())) for source in looked)

@@ -50,8 +50,8 @@ def test_a_miniature_world_is_made_of_ordinary_folders(tmp_path, monkeypatch):
     assert not list(world.rglob("*.bin"))
 
     said.clear()
-    build_world(lambda split: scenes(split, 40, tmp_path), world, budget=0.0005, say=said.append)
-    assert all(line.endswith("done before") for line in said)
+    assert build_world(lambda split: scenes(split, 40, tmp_path), world, budget=0.0005, say=said.append) == report
+    assert said == [f"{world}: done before"] and not (tmp_path / "world-unfinished").exists()
 
 
 def test_a_folder_of_captioned_images_is_split_by_caption(tmp_path):
@@ -127,3 +127,45 @@ def test_a_build_replaces_nothing_but_a_world(tmp_path, monkeypatch, where):
     with pytest.raises(BadInputError, match="no folder nowhere"):
         build_world(rendered, Path("world"), folder=Path("nowhere"))
     assert [path.name for path in tmp_path.rglob("*")] == ["photos", "one.png"]
+
+
+@pytest.fixture
+def quick_stages(monkeypatch):
+    """Two stages that leave the budget, one of which fails once where it is told to."""
+    fails = []
+
+    def teacher(shop):
+        (shop.output / "vae").mkdir(parents=True)
+        shop.report["budget"] = shop.budget
+
+    def report(shop):
+        if fails:
+            raise RuntimeError(fails.pop())
+
+    monkeypatch.setattr("jdmctl.tinyworld.make.STAGES", {"teacher": teacher, "report": report})
+    return fails
+
+
+def test_a_build_is_not_answered_with_another_one(tmp_path, monkeypatch, quick_stages):
+    """Neither a finished world nor stages of a stopped build pass for those of other pictures, budget or seed."""
+    monkeypatch.chdir(tmp_path)
+    for name in "AB":
+        Path(name).mkdir()
+    said: list[str] = []
+
+    def build(budget, seed, folder):
+        return build_world(rendered, Path("world"), budget, seed, said.append, Path(folder))
+
+    assert build(0.25, 0, "A") == {"budget": 0.25}
+    assert build(0.5, 0, "B") == {"budget": 0.5}
+    assert json.loads(Path("world/pictures.json").read_text()) == {"folder": str(tmp_path / "B")} and not said
+    assert build(0.5, 0, "B") == {"budget": 0.5} and said.pop().endswith("world: done before")
+
+    quick_stages.append("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        build(0.25, 7, "A")
+    with pytest.raises(JdmError, match=f"pictures {tmp_path}/A, not {tmp_path}/B; seed 7, not 0$") as caught:
+        build(0.25, 0, "B")
+    assert "or delete it" in caught.value.hint
+    assert build(0.25, 7, "A") == {"budget": 0.25} and said == ["teacher: done before"]
+    assert not Path("world-unfinished").exists()

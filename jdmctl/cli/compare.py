@@ -76,19 +76,13 @@ def compare(
     The same command again goes on where it stopped. A report with missing cells is valid and names them. Of several
     recipes the geometric means of the ratios are told too.
     """
-    from jdmctl.comparison.cells import Entry
     from jdmctl.comparison.heldout import Asked
     from jdmctl.evaluation.results import require_place
     from jdmctl.training.device import find_device
 
     with Output(mode(as_json, quiet)) as out:
         common, of_method = _split(overrides)
-        entries = [Entry.parse(text, of_method) for text in method]
-        unused = of_method.keys() - {entry.label for entry in entries}
-        if unused:
-            raise BadInputError(
-                f"--set is for {min(unused)}, which is not compared", hint=f"add --method {min(unused)}"
-            )
+        entries = _entries(method, of_method)
         from jdmctl.comparison.searches import MorePasses
 
         more = MorePasses(
@@ -105,8 +99,27 @@ def compare(
             _run(arenas, budget_minutes, device, asked, more, results, out)
 
 
+def _entries(methods: list[str], changes: dict[str, list[str]]) -> list[Entry]:
+    """Raises BadInputError for a method that is named twice, and for changes of one that is not compared."""
+    from jdmctl.comparison.cells import Entry
+
+    entries = [Entry.parse(text, changes) for text in methods]
+    labels = [entry.label for entry in entries]
+    if twice := next((label for label in labels if labels.count(label) > 1), ""):
+        raise BadInputError(
+            f"--method {twice} is given twice",
+            hint=f"say its seeds once, --method {twice}:3, or call one of them {twice.partition('@')[0]}@NAME",
+        )
+    if unused := changes.keys() - set(labels):
+        raise BadInputError(f"--set is for {min(unused)}, which is not compared", hint=f"add --method {min(unused)}")
+    return entries
+
+
 def _arenas(recipes: list[str], overrides: list[str], entries: list[Entry], output: Path | None) -> list[Arena]:
-    """The cells of each recipe; a change of a control that only other recipes have is not for this one."""
+    """The cells of each recipe; a change of a control that only other recipes have is not for this one.
+
+    Raises BadInputError if two recipes would share a folder.
+    """
     from jdmctl.comparison.cells import plan
     from jdmctl.comparison.report import Arena
     from jdmctl.recipe_files import load_recipe
@@ -122,7 +135,20 @@ def _arenas(recipes: list[str], overrides: list[str], entries: list[Entry], outp
             folder = output / Path(recipe).stem if len(recipes) > 1 else output
         cells = plan(recipe, [change for change in overrides if not change.startswith(others)], own, folder)
         arenas.append(Arena(recipe, folder, tuple(cells)))
+    _require_apart(arenas)
     return arenas
+
+
+def _require_apart(arenas: list[Arena]) -> None:
+    """Raises BadInputError if two recipes would share a folder: cells of the first would pass for the second's."""
+    owners: dict[Path, str] = {}
+    for arena in arenas:
+        owner = owners.setdefault(arena.folder, arena.recipe)
+        if owner != arena.recipe:
+            raise BadInputError(
+                f"{owner} and {arena.recipe} would both be trained in {arena.folder}",
+                hint=f"copy one to a file of another name: jdmctl recipes copy {arena.recipe} NAME.yaml",
+            )
 
 
 def _require_rewards(arenas: list[Arena]) -> None:

@@ -31,12 +31,12 @@ def show(
     overrides: SetOption = [],  # noqa: B006
 ) -> None:
     """Print a recipe."""
-    from jdmctl.recipe_files import find_recipe, load_recipe, to_yaml
+    from jdmctl.recipe_files import find_recipe, load_recipe, read_text, to_yaml
 
     if resolved or overrides:
         text = to_yaml(load_recipe(recipe, overrides))
     else:
-        text = find_recipe(recipe).read_text(encoding="utf-8")
+        text = read_text(find_recipe(recipe))
     Output().result({}, text.rstrip("\n"))
 
 
@@ -46,7 +46,7 @@ def copy(
     target: Annotated[Path, typer.Argument(help="File or folder to copy it to.")] = Path(),
 ) -> None:
     """Copy a recipe, to make it yours."""
-    from jdmctl.recipe_files import find_recipe, load_recipe
+    from jdmctl.recipe_files import find_recipe, load_recipe, read_text
     from jdmctl.training.atomic import write_text
 
     source = find_recipe(recipe)
@@ -54,7 +54,7 @@ def copy(
         target /= source.name
     if target.exists():
         raise JdmError(f"{target} is already there", hint="give another file name")
-    write_text(target, source.read_text(encoding="utf-8"))
+    write_text(target, read_text(source))
     out = Output()
     out.result({"copied": str(target)}, str(target))
     out.note(f"edit it, then: jdmctl {load_recipe(recipe).command} {target}")

@@ -155,7 +155,8 @@ def model_of(student: str, teacher: str = "", **call: Any) -> Model:
     from jdmctl.families.identify import family_of, known_student, lone_file
     from jdmctl.recipe_sections import Model
 
-    own, known = resolve(student, "student"), known_student(student)
+    own = resolve(student, "student")
+    known = known_student(own)
     if known and known.weights != "folder":
         teacher = teacher or known.teacher
     if not teacher and (lone_file(Path(own)) or own.endswith(".safetensors")):

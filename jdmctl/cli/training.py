@@ -10,7 +10,6 @@ from jdmctl.errors import RecipeError
 
 if TYPE_CHECKING:
     from jdmctl.cli.output import Output
-    from jdmctl.families.students import Student
     from jdmctl.recipe import Recipe
 
 _NEEDED = {  # what a recipe can be made of without a file
@@ -36,7 +35,6 @@ def plan(
     Raises RecipeError for a recipe that is not valid, or that another command runs.
     """
     from jdmctl.cli.onward import start_from
-    from jdmctl.families.identify import family_of, known_student
     from jdmctl.recipe_files import load_recipe, parse_recipe, read_values, set_value
     from jdmctl.training.run import RECIPE_FILE, require_resumable
 
@@ -59,11 +57,10 @@ def plan(
         if command == "distill":
             values["method"] = command
         if (teacher := changes.get("model.teacher") or "tiny") != "tiny":
-            changes = {"model.family": family_of(teacher), **changes}
+            changes = {"model.family": _family(teacher), **changes}
     else:
         raise RecipeError("there is nothing to train", hint="give a recipe: jdmctl recipes ls   lists them")
-    known = known_student(changes["model.student"]) if "model.student" in changes else None
-    for path, value in {**_call(known, overrides), **changes}.items():
+    for path, value in {**_call(changes.get("model.student"), overrides), **changes}.items():
         set_value(values, path, value)
     for number in range(len(values.get("controls", [])) if init else 0):
         set_value(values, f"controls.{number}.init", init)
@@ -74,8 +71,21 @@ def plan(
     return recipe, folder or Path("runs", recipe.name)
 
 
-def _call(known: Student | None, overrides: Sequence[str]) -> dict[str, Any]:
-    """How a student that options name is to be called, but for what --set says of it."""
+def _family(teacher: str) -> str:
+    from jdmctl.build import resolve
+    from jdmctl.families.identify import family_of
+
+    return family_of(resolve(teacher, "teacher"))
+
+
+def _call(student: str | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """How a student that options name is to be called, if it is a known one, but for what --set says of it."""
+    if not student:
+        return {}
+    from jdmctl.build import resolve
+    from jdmctl.families.identify import known_student
+
+    known = known_student(resolve(student, "student"))
     called = known.called_as if known else {}
     if any(text.startswith(("model.student_time=", "model.student_timestep=")) for text in overrides):
         called = {"student_prediction": called.get("student_prediction")}

@@ -24,7 +24,7 @@ from jdmctl.evaluation.results import Row
 from jdmctl.families.identify import family_of
 from jdmctl.families.names import family_class
 from jdmctl.recipe import Recipe
-from jdmctl.recipe_files import load_recipe
+from jdmctl.recipe_files import differences, load_recipe
 from jdmctl.recipe_sections import Model
 from jdmctl.tinyworld.make import REPORT_FILE
 from jdmctl.tinyworld.stages.autoencoder import psnr
@@ -59,6 +59,9 @@ class Entrant:
             )
         if compose and len(set(itertools.chain(*asked))) < sum(map(len, asked)):
             raise BadInputError("two of these runs have the same control", hint="compose runs of different controls")
+        _require_alike(runs, recipes, compose)
+        if not compose:
+            _require_seeds(runs, recipes)
         changed = [run for run, recipe in zip(runs, recipes, strict=True) if recipe.student_folder]
         if compose and changed:
             raise BadInputError(f"{changed[0]} changed its student, so it cannot be composed", "score it alone")
@@ -92,6 +95,30 @@ class Entrant:
     def family(self, number: int, device: str) -> Any:
         """Of one seed."""
         return build_trained(self.recipe, self.runs[number], self.branches[number], device)
+
+
+def _require_alike(runs: Sequence[Path], recipes: Sequence[Recipe], compose: bool) -> None:
+    """Raises BadInputError unless runs are of one recipe, whatever they are called; if composed, on one student."""
+    first = recipes[0]
+    for run, recipe in zip(runs, recipes, strict=True):
+        called = recipe.model_copy(update={"seed": first.seed, "name": first.name})
+        drawn = first.model_copy(update={"model": recipe.model})
+        if differ := differences(first, drawn if compose else called):
+            raise BadInputError(
+                f"{runs[0]} and {run} are no runs {'on one student' if compose else 'of one recipe'}: "
+                + "; ".join([*differ[:4], *([f"and {len(differ) - 4} more"] if len(differ) > 4 else [])]),
+                hint="score them one command each",
+            )
+
+
+def _require_seeds(runs: Sequence[Path], recipes: Sequence[Recipe]) -> None:
+    """Raises BadInputError if a seed is there twice."""
+    for (one, its), (other, others) in itertools.combinations(zip(runs, recipes, strict=True), 2):
+        if its.seed == others.seed:
+            raise BadInputError(
+                f"{one} and {other} have the same seed, {its.seed}",
+                hint="give each run once; the same recipe is trained with another seed by --seed",
+            )
 
 
 def score_runs(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from jdmctl.controls.base import load_control
 from jdmctl.errors import BadInputError, JdmError
+from jdmctl.tinyworld.order import Order
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student, student_lora
 from jdmctl.tinyworld.workshop import Workshop
@@ -54,14 +55,23 @@ def build_world(
     A killed build goes on where it was. `budget` scales every stage's number of steps. The result is a folder of
     ordinary diffusers and transformers folders in fp16, and its report. `folder`, if the pictures are not the rendered
     scenes, is where whoever uses the world finds them.
+
+    Raises JdmError if something else is in the way: no world, or what is left of a build that was asked for otherwise.
     """
     if folder and not folder.is_dir():
         raise BadInputError(f"no folder {folder}", hint="give one of captioned pictures: --pictures FOLDER")
     output = output.absolute()
     _require_free(output)
     scratch = output.with_name(output.name + "-unfinished")
+    order = Order(str(folder.resolve()) if folder else "", budget, seed)
+    if not scratch.exists() and Order.of(output) == order:
+        say(f"{output}: done before")
+        return json.loads((output / REPORT_FILE).read_text())
     with writing(scratch):
         scratch.mkdir(parents=True, exist_ok=True)
+    if any(scratch.iterdir()):
+        order.require_same(scratch)
+    order.keep(scratch)
     shop = Workshop(pictures, scratch / "folders", scratch / "states", budget, seed, say)
     if folder:
         shop.output.mkdir(parents=True, exist_ok=True)
@@ -78,8 +88,10 @@ def build_world(
         numbers_file.write_text(json.dumps(shop.report, indent=1))
         done.touch()
     (shop.output / REPORT_FILE).write_text(json.dumps(shop.report, indent=1) + "\n")
+    order.keep(shop.output)
     with writing(output):
         pack(shop.output, output)
+    shutil.rmtree(scratch, ignore_errors=True)
     return shop.report
 
 

@@ -22,7 +22,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     Raises JdmError if the disk is full or not writable; nothing is left behind then, and what was there stays.
     """
-    partial = folder.with_name(f".{folder.name}{_MARK}")
+    place = Path(os.path.abspath(folder))  # "." has no name of its own
+    partial = place.with_name(f".{place.name}{_MARK}")
     try:
         with writing(folder):
             shutil.rmtree(partial, ignore_errors=True)
@@ -31,12 +32,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             for path in sorted(partial.rglob("*")):
                 _to_disk(path)
             _to_disk(partial)
-            if folder.exists():
-                shutil.rmtree(folder)
-            partial.rename(folder)
-            _to_disk(folder.parent)
+            _replace(place, partial)
+            _to_disk(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    """The folder that the command runs in is filled: one put in its place would leave whoever stands in it nowhere."""
+    if folder.exists() and folder.samefile(Path.cwd()):
+        for path in folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        for path in partial.iterdir():
+            path.rename(folder / path.name)
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from jdmctl.recipe_files import parse_recipe
 from jdmctl.tinyworld.fit import FitSettings
 from jdmctl.tinyworld.forms.models import FORMS, Form
 from jdmctl.tinyworld.judge import Judge
+from jdmctl.tinyworld.order import Order
 from jdmctl.tinyworld.stages.autoencoder import encode
 from jdmctl.tinyworld.stages.student import draw
 from jdmctl.tinyworld.workshop import Workshop, autocast
@@ -46,9 +47,12 @@ def build_form(
 
     `budget` scales the number of steps and of pictures; `show` is given the records of the student's training.
     Both are trained on `device`, by default a GPU if there is one, and measured on the CPU.
+
+    Raises JdmError if what is there was built with another budget or seed.
     """
     folder, form = form_folder(name), FORMS[name]
     scratch = folder.with_name(f"{name}-unfinished")
+    _begin(folder, scratch, Order("", budget, seed))
     shop = Workshop(samples, world_folder(), scratch, budget, seed, say)
     accelerator = make_accelerator(device, "bf16")
     if not (folder / "teacher").exists():
@@ -63,6 +67,15 @@ def build_form(
         write_text(report, json.dumps(_numbers(shop, form, folder), indent=1) + "\n")
         shutil.rmtree(scratch, ignore_errors=True)
     return folder, json.loads(report.read_text(encoding="utf-8"))
+
+
+def _begin(folder: Path, scratch: Path, order: Order) -> None:
+    """A form that does not say what it was asked for, built before forms did, is taken as it is."""
+    if Order.of(folder):
+        order.require_same(folder)
+    elif not (folder / "teacher").exists():
+        shutil.rmtree(scratch, ignore_errors=True)  # of one that was deleted
+        order.keep(folder)
 
 
 def _build_teacher(shop: Workshop, form: Form, folder: Path, device: torch.device) -> None:
