@@ -14,7 +14,6 @@ import torch
 from diffusers import AutoencoderTiny
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jdmctl.diffusion.schedule import NetworkSchedule
@@ -23,6 +22,7 @@ from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.codec import QuickCodec
 from jdmctl.families.folders import load_component
 from jdmctl.families.hooks import FamilyHooks
+from jdmctl.families.lora_files import put_lora_file
 from jdmctl.families.low_precision import hold, train_in_float32
 from jdmctl.families.offload import bring_back
 from jdmctl.families.prompts import repeat
@@ -222,13 +222,7 @@ class Family(FamilyHooks):
             BadInputError: it holds no LoRA that fits the student.
         """
         (file,) = require_safetensors(Path(folder, "pytorch_lora_weights.safetensors"))
-        try:
-            self.put_lora(self.student.backbone, load_file(file))
-        except (ValueError, KeyError, RuntimeError, IndexError) as reason:
-            raise BadInputError(
-                f"{file} is a LoRA that does not fit the student: {str(reason).strip().partition(chr(10))[0]}",
-                hint="give the student that it was made for",
-            ) from reason
+        put_lora_file(type(self), file, self.student.backbone, "student")
 
     @torch.no_grad()
     def multistep(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,10 @@ class Flux(FlowFamily):
     def call_options(self) -> dict[str, Any]:
         told = {"guidance_scale": _GUIDANCE} if self.student.backbone.config.guidance_embeds else {}
         return super().call_options | {"max_sequence_length": self.max_words} | told
+
+    @classmethod
+    def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
+        return cls.pipeline_class.lora_state_dict(dict(weights), return_alphas=True)
 
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:

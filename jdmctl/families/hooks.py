@@ -157,9 +157,16 @@ class FamilyHooks:
         return found if isinstance(found, tuple) else (found, None)
 
     @classmethod
-    def put_lora(cls, backbone: Any, layers: Mapping[str, Tensor], alphas: Any = None) -> None:
-        """Give a backbone the LoRA layers of a file, in diffusers' keys."""
-        backbone.load_lora_adapter(dict(layers), prefix=cls.subfolder, network_alphas=alphas)
+    def put_lora(
+        cls,
+        backbone: Any,
+        layers: Mapping[str, Tensor],
+        alphas: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give a backbone the LoRA layers of a file, in diffusers' keys; `metadata` is the LoraConfig in its header."""
+        told = dict(metadata) if metadata else None
+        backbone.load_lora_adapter(dict(layers), prefix=cls.subfolder, network_alphas=alphas, metadata=told)
 
     @classmethod
     def merge_lora(cls, backbone: Any) -> None:

@@ -22,8 +22,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.errors import BadInputError, MissingWeightsError, first_line
 from jdmctl.families.folders import load_component
+from jdmctl.families.lora_files import put_lora_file, some
 from jdmctl.families.sharing import double, twin
 from jdmctl.weights import require_safetensors, tensor_names
 
@@ -121,19 +122,7 @@ def _only_file(path: Path) -> Path:
 def _with_lora(family: type[Family], file: Path, backbone: nn.Module, share: bool) -> nn.Module:
     """The teacher's backbone with a LoRA merged into a copy of it, or, to share its weights, beside them."""
     student: Any = double(backbone) if share else copy.deepcopy(backbone)
-    prefix = f"{family.subfolder}."
-    try:
-        layers, alphas = family.lora_layers(load_file(file), student)
-        own = {name: value for name, value in layers.items() if name.startswith(prefix)}
-        others = [name for name in layers if not name.startswith(prefix)]
-        if others or not own:
-            raise ValueError(f"it has {len(own)} tensors for the {family.subfolder}, and {_some(others)} for others")
-        family.put_lora(student, own, alphas)
-    except (ValueError, KeyError, RuntimeError, IndexError) as reason:
-        raise BadInputError(
-            f"student {file} is a LoRA that does not fit the teacher: {reason}",
-            hint="give the teacher that it was made for (--teacher)",
-        ) from reason
+    put_lora_file(family, file, student, "teacher")
     if not share:
         family.merge_lora(student)
     return student
@@ -146,7 +135,7 @@ def _from_checkpoint(family: type[Family], file: Path, teacher: str | Path) -> n
         ).float()
     except (ValueError, KeyError, RuntimeError, OSError) as reason:
         raise BadInputError(
-            f"student {file} is a checkpoint that does not fit the teacher {teacher}: {_first_line(reason)}",
+            f"student {file} is a checkpoint that does not fit the teacher {teacher}: {first_line(reason)}",
             hint="give the teacher that it was made from (--teacher), as a diffusers folder",
         ) from reason
 
@@ -155,7 +144,7 @@ def _with_weights(file: Path, backbone: nn.Module) -> nn.Module:
     """The teacher's backbone with all its weights replaced."""
     found, wanted = load_file(file), backbone.state_dict()
     problems = [
-        f"{_some(names)} {what}"
+        f"{some(names)} {what}"
         for what, names in (
             ("missing", wanted.keys() - found.keys()),
             ("unknown", found.keys() - wanted.keys()),
@@ -176,12 +165,3 @@ def _with_weights(file: Path, backbone: nn.Module) -> nn.Module:
 
 def _differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     return [name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape]
-
-
-def _some(names: Any) -> str:
-    """`3 (such as conv_in.weight)`."""
-    return f"{len(names)} (such as {min(names)})" if names else "0"
-
-
-def _first_line(reason: Exception) -> str:
-    return str(reason).strip().partition("\n")[0]
