@@ -32,6 +32,7 @@ class FamilyHooks:
     denoiser_class: ClassVar[type[DiffusionDenoiser]]
     part_classes: ClassVar[Mapping[str, Any]]  # subfolder -> class; those with weights are frozen
     must_agree: ClassVar[tuple[str, ...]]  # keys of the backbone's config that fit a student to its teacher
+    authors_keys: ClassVar[tuple[str, ...]] = ()  # parts of tensors' names that only files in the authors' keys have
     lora_targets: ClassVar[tuple[str, ...]]
     layout: ClassVar[torch.memory_format] = torch.channels_last  # of weights; video VAEs cannot have this one
     any_aspect: ClassVar[bool] = False  # pictures may differ in shape: what tells a backbone their size follows x_t
@@ -149,6 +150,11 @@ class FamilyHooks:
     def call_options(self) -> dict[str, Any]:
         """Arguments with which its diffusers pipelines draw what the student draws, beside steps and timesteps."""
         return {"guidance_scale": 1.0}
+
+    @classmethod
+    def checkpoint_config(cls, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the names of the tensors of a file in the authors' keys tell of its backbone's config."""
+        return {}
 
     @classmethod
     def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:

@@ -4,7 +4,8 @@
     a backbone's folder     config.json and weights
     one .safetensors file   LoRA for the teacher's backbone, in diffusers' or kohya's keys (LCM-LoRA, Hyper-SD);
                             the backbone's weights alone, in diffusers' keys (DMD2, SDXL-Lightning);
-                            a checkpoint of everything, in the keys of the model's authors (what ComfyUI loads)
+                            a checkpoint of everything, or of a transformer alone, in the keys of the model's authors
+                            (what ComfyUI loads)
 
 Of a whole pipeline or checkpoint the backbone alone is taken: prompts and pictures are the teacher's. Where no
 scheduler comes with the weights, the teacher's noise schedule and prediction type hold.
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from jdmctl.families.family import Family
 
 Form = Literal["pipeline", "backbone", "lora", "checkpoint", "weights"]
-_CHECKPOINT = ("model.diffusion_model.",)  # what a whole checkpoint's backbone is called
+_CHECKPOINT = "model.diffusion_model."  # what a whole checkpoint's backbone is called
 
 
 def load_student(
@@ -82,7 +84,10 @@ def student_form(family: type[Family], source: str | Path) -> tuple[Form, str | 
     names = tensor_names(file)
     if any("lora" in name for name in names):
         return "lora", file
-    return ("checkpoint" if any(name.startswith(_CHECKPOINT) for name in names) else "weights"), file
+    is_authors = any(name.startswith(_CHECKPOINT) for name in names) or any(
+        mark in name for mark in family.authors_keys for name in names
+    )
+    return ("checkpoint" if is_authors else "weights"), file
 
 
 def hub_file(source: str | Path) -> tuple[str, str]:
@@ -129,13 +134,22 @@ def _with_lora(family: type[Family], file: Path, backbone: nn.Module, share: boo
 
 
 def _from_checkpoint(family: type[Family], file: Path, teacher: str | Path) -> nn.Module:
-    try:
-        return family.backbone_class.from_single_file(
-            str(file), config=str(teacher), subfolder=family.subfolder
-        ).float()
-    except (ValueError, KeyError, RuntimeError, OSError) as reason:
+    """The backbone alone, as the teacher's is configured but for what the names of the tensors tell otherwise."""
+    if not hasattr(family.backbone_class, "from_single_file"):
         raise BadInputError(
-            f"student {file} is a checkpoint that does not fit the teacher {teacher}: {first_line(reason)}",
+            f"student {file} is in its authors' keys, which diffusers does not read for the family {family.name}",
+            hint="give its backbone as a folder that diffusers' save_pretrained wrote",
+        )
+    try:
+        told = family.checkpoint_config(tensor_names(file))
+        return family.backbone_class.from_single_file(
+            str(file), config=str(teacher), subfolder=family.subfolder, **told
+        ).float()
+    except (ValueError, KeyError, RuntimeError, OSError, IndexError, SingleFileComponentError) as reason:
+        is_cut = isinstance(reason, NotImplementedError)  # torch's, of weights that were left on the meta device
+        why = "some weights of such a network are missing" if is_cut else first_line(reason)
+        raise BadInputError(
+            f"student {file} is a checkpoint that does not fit the teacher {teacher}: {why}",
             hint="give the teacher that it was made from (--teacher), as a diffusers folder",
         ) from reason
 
