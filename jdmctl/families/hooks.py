@@ -40,6 +40,7 @@ class FamilyHooks:
     tiny_decoder: ClassVar[str] = ""  # a published AutoencoderTiny for its latents
     index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
 
+    given_px: int | None = None  # side of pictures, where it is not the one that the student's files say
     codec: Any  # a Codec; the families here have a `vae` in it
     teacher: DiffusionDenoiser
     student: DiffusionDenoiser
@@ -71,10 +72,19 @@ class FamilyHooks:
         raise NotImplementedError
 
     @property
+    def latent_channels(self) -> int:
+        return self.student.backbone.config.in_channels
+
+    @property
+    def latent_side(self) -> int:
+        """Rows and columns of the latents that the student's files say."""
+        return self.student.backbone.config.sample_size
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """C, h, w."""
-        config = self.student.backbone.config
-        return config.in_channels, config.sample_size, config.sample_size
+        side = self.given_px // self.pixels_per_latent if self.given_px else self.latent_side
+        return self.latent_channels, side, side
 
     @property
     def pixels_per_latent(self) -> int:
@@ -149,7 +159,8 @@ class FamilyHooks:
     @property
     def call_options(self) -> dict[str, Any]:
         """Arguments with which its diffusers pipelines draw what the student draws, beside steps and timesteps."""
-        return {"guidance_scale": 1.0}
+        size = {"height": self.given_px, "width": self.given_px} if self.given_px else {}
+        return {"guidance_scale": 1.0} | size
 
     @classmethod
     def checkpoint_config(cls, names: Sequence[str]) -> Mapping[str, Any]:
