@@ -20,8 +20,9 @@ from jdmctl.controls.base import Control, load_control
 from jdmctl.diffusion.timesteps import UniformTimesteps
 from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
+from jdmctl.families.identify import lone_file
 from jdmctl.families.names import family_class
-from jdmctl.families.standins.write import STAND_INS, write_decoder, write_stand_in
+from jdmctl.families.students import student_at, student_called
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.guidance import ControlGuided, Guided, PromptGuidance
@@ -37,7 +38,6 @@ from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
 from jdmctl.types import Energy, EnergyWeights
-from jdmctl.weights import require_possible
 
 
 def resolve(path: str, role: str) -> str:
@@ -59,18 +59,37 @@ def build_family(model: Model, device: torch.device | str, share_backbone: bool 
         student_timestep=model.student_timestep,
         student_prediction=model.student_prediction,
         share_backbone=share_backbone,
+        resolution_px=picture_side(model),
     )
 
 
-def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
-    """The teacher and the student that a run starts with: a new student starts as its teacher if nothing is said.
+def picture_side(model: Model) -> int | None:
+    """In px, of what a recipe draws; None where the files of its models say it.
 
-    What is held in less than float32 goes to the device as that.
+    A student that is one file has no configuration: one that students.yaml has by its name is as large as it says.
     """
-    model = recipe.model
-    if recipe.makes_student:
-        model = model.model_copy(update={"student": ""})
-    family = build_family(model, "cpu", recipe.memory.share_backbone)
+    path = resolve(model.student, "student") if model.student else ""
+    file = str(lone_file(Path(path)) or path) if path else ""
+    if model.resolution_px or not file.endswith(".safetensors"):
+        return model.resolution_px
+    known = student_at(path) or student_called(Path(file).name)
+    return known.resolution_px if known and known.family == model.family else None
+
+
+def model_at_start(recipe: Recipe) -> Model:
+    """What a run starts with: a new student starts as its teacher if nothing is said."""
+    return recipe.model.model_copy(update={"student": ""}) if recipe.makes_student else recipe.model
+
+
+def model_with_student(recipe: Recipe, folder: Path) -> Model:
+    """What a run leaves whose whole student lies in a folder: pictures are as large as they were while it trained."""
+    side = picture_side(model_at_start(recipe))
+    return recipe.model.model_copy(update={"student": str(folder), "resolution_px": side})
+
+
+def build_roles(recipe: Recipe, device: torch.device | str) -> Any:
+    """The teacher and the student that a run starts with; what is held in less than float32 reaches the device so."""
+    family = build_family(model_at_start(recipe), "cpu", recipe.memory.share_backbone)
     hold_frozen(recipe, family)
     return family.to(device)
 
@@ -81,7 +100,7 @@ def build_trained(
     """The teacher, and the student that a run leaves (None: as it was before any), with these branches on it."""
     model, own = recipe.model, recipe.student_folder if run else ""
     if run and own == "student":
-        model = model.model_copy(update={"student": str(run / own)})
+        model = model_with_student(recipe, run / own)
     return build_student(model, branches, run / own if run and own == "student_lora" else None, device)
 
 
@@ -144,36 +163,6 @@ def count_parameters(recipe: Recipe, device: torch.device | str) -> dict[str, in
         "teacher": sum(p.numel() for p in family.teacher.parameters()),
         "student": sum(p.numel() for p in family.student.parameters()),
     } | {f"trained_in_{role}": sum(p.numel() for p in parameters) for role, parameters in trained.items()}
-
-
-def absent(recipe: Recipe) -> list[str]:
-    """Which of a recipe's models are not on this machine as folders or files, and have stand-ins.
-
-    Raises MissingWeightsError for one that is not there and cannot be on the hub either.
-    """
-    model = recipe.model
-    if model.family not in STAND_INS:
-        return []
-    roles = {"teacher": model.teacher, "student": model.student}
-    missing = [path for role, path in roles.items() if path and not Path(resolve(path, role)).exists()]
-    for path in missing:
-        require_possible(path)
-    return missing
-
-
-def with_stand_ins(recipe: Recipe, folder: Path) -> Recipe:
-    """The same recipe on tiny random models of the same formats, which are written into `folder`; so are its LoRAs."""
-    model = recipe.model
-    teacher, student = write_stand_in(model.family, model.student, folder)
-    update = {"teacher": str(teacher), "student": str(student) if model.student else ""}
-    decoder = str(write_decoder(teacher, folder / "decoder")) if recipe.memory.decoder else ""
-    return recipe.model_copy(
-        update={
-            "model": model.model_copy(update=update),
-            "fake_score": recipe.fake_score.model_copy(update={"rank": 2}),
-            "memory": recipe.memory.model_copy(update={"decoder": decoder}),
-        }
-    )
 
 
 def build_nct_step(recipe: Recipe, family: Any, controls: Mapping[str, Control]) -> NCTStep:

@@ -23,6 +23,7 @@ from jdmctl.families.folders import pipeline_variant, variant_of
 from jdmctl.families.student_forms import hub_file, student_form
 from jdmctl.recipe import Recipe
 from jdmctl.sampling import draw, eight_bit
+from jdmctl.weights import tensor_names
 
 _PROMPT, _SEEDS = "", (0, 7)
 
@@ -78,14 +79,16 @@ def build_origin(recipe: Recipe, family: Any, is_public: bool = False) -> Origin
     }
     variant = "" if is_whole else _variant(form, path)
     base_variant = pipeline_variant(base)
+    config = family.checkpoint_config(tensor_names(Path(path))) if form == "checkpoint" else {}
     file = ""
     if is_public:
         repository, file = hub_file(_source(recipe))
         path = repository or _address(str(path), recipe.model.student)
         base = _address(base, recipe.model.teacher)
     return Origin(
-        str(path), file, form, base, family.backbone_class.__name__, family.subfolder, variant, base_variant, changes
-    )
+        str(path), file, form, base, family.backbone_class.__name__, family.subfolder, variant, base_variant, config,
+        changes,
+    )  # fmt: skip
 
 
 def build_reference(recipe: Recipe, family: Any, dtype: torch.dtype, device: str) -> Reference:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from jdmctl.build import build_roles, prepare_student, resolve
+from jdmctl.build import build_roles, model_at_start, picture_side, prepare_student, resolve
 from jdmctl.build_memory import hold_frozen
 from jdmctl.errors import MissingWeightsError
 from jdmctl.families.folders import read_config
@@ -26,7 +26,7 @@ _LORA_RANK = 64  # of published LoRA students
 def skeletons(recipe: Recipe) -> Iterator[Recipe]:
     """The recipe with folders of configurations in place of published models that are not here."""
     with tempfile.TemporaryDirectory() as scratch:
-        changes: dict[str, Any] = {}
+        changes: dict[str, Any] = {"resolution_px": picture_side(model_at_start(recipe))}
         for role in ("teacher", "student"):
             name = getattr(recipe.model, role)
             if role == "student" and is_like_teacher(recipe):

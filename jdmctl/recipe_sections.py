@@ -69,6 +69,9 @@ class Model(Section):
     student_prediction: Literal["epsilon", "v_prediction", "flow_prediction", "sample"] | None = Field(
         None, description="where the student's files do not say (one-step SDXL-Lightning: sample)"
     )
+    resolution_px: PositiveInt | None = Field(
+        None, description="side of pictures; else as the student's files or, of one file, `jdmctl students` says"
+    )
 
     @model_validator(mode="after")
     def _one_time(self) -> Self:

@@ -29,6 +29,7 @@ FLOORS = {
     "build_plan": 4,
     "build_memory": 4,
     "build_skeletons": 4,
+    "build_stand_ins": 4,
     "first_check": 4,
     "build_export": 4,
     "build_check": 4,

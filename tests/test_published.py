@@ -48,6 +48,30 @@ def test_models_name_components_and_known_families():
     assert {one.family for one in published().models.values()} == {one.family for one in students().values()}
 
 
+@pytest.mark.parametrize("name", list(published().models))
+def test_pictures_are_as_large_as_said(name):
+    """A backbone's sample_size, or else its VAE's, makes them so; 1024 px where neither is told."""
+    model, known = published().models[name], published().components
+    vae = known[model.vae].config
+    blocks = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
+    if side := known[model.backbone].config.get("sample_size"):
+        assert side * 2 ** (len(blocks) - 1) == model.resolution_px
+    else:
+        assert vae.get("sample_size", 1024) == model.resolution_px
+
+
+@pytest.mark.parametrize(("name", "side"), [("sdxl-turbo", 512), ("sd-turbo", 512), ("pixart-dmd", 512)])
+def test_a_student_is_planned_as_large_as_it_is_drawn(name, side):
+    """By the registry; SDXL-Turbo had its teacher's 1024 px."""
+    assert students()[name].resolution_px == find_published(students()[name].repository).resolution_px == side
+
+
+def test_stable_diffusion_2_1_has_two_sizes():
+    for owner in ("stabilityai", "sd2-community"):
+        model, base = (find_published(f"{owner}/stable-diffusion-2-1{end}") for end in ("", "-base"))
+        assert (model.resolution_px, base.resolution_px) == (768, 512)
+
+
 def test_every_whole_student_has_a_published_model():
     """So that jdmctl plan can tell what it needs before it is downloaded; the family is the same in both files."""
     for student in students().values():

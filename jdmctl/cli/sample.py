@@ -51,6 +51,9 @@ def sample(
     student_prediction: Annotated[
         str | None, typer.Option(help="With --student: epsilon, v_prediction, flow_prediction or sample.")
     ] = None,
+    resolution_px: Annotated[
+        int | None, typer.Option(min=8, help="With --student: side of a picture, where its files do not say it.")
+    ] = None,
     family: Annotated[str | None, typer.Option(help="With --student: of another package.")] = None,
     student_lora: Annotated[Path | None, typer.Option(help="With --student: a folder with a LoRA for it.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for the pictures.")] = None,
@@ -70,7 +73,8 @@ def sample(
     branches = {name: Path(folder) for name, folder in _pairs(controlnet, "--controlnet").items()}
     _check_pictures([*photos.values(), *maps.values()])
     with Output(mode(as_json, quiet)) as out:
-        call = {"student_time": student_time, "student_prediction": student_prediction, "family": family}
+        called = {"student_time": student_time, "student_prediction": student_prediction}
+        call = {**called, "resolution_px": resolution_px, "family": family}
         studio = _open(runs or [], student, teacher, call, student_lora, branches, _options(option), device)
         if runs and not (prompt or photos or maps):
             requests = studio.held_out(_PREVIEW_SAMPLES)
@@ -140,6 +144,7 @@ def _record(
     command += ["--teacher", model.teacher] if model.teacher != resolve(model.student, "student") else []
     command += ["--family", model.family] if model.family not in FAMILIES else []
     command += ["--student-prediction", model.student_prediction] if model.student_prediction else []
+    command += ["--resolution-px", str(model.resolution_px)] if model.resolution_px else []
     command += ["--student-lora", str(studio.student_lora)] if studio.student_lora else []
     command += ["--prompt", prompt, "--seed", str(seed)]
     controls: dict[str, Any] = {}
@@ -204,7 +209,7 @@ def _open(
         )
     if runs and (branches or options or student_lora or teacher or any(value is not None for value in call.values())):
         raise BadInputError(
-            "--teacher, --family, --controlnet, --option and --student-... belong to --student",
+            "--teacher, --family, --resolution-px, --controlnet, --option and --student-... belong to --student",
             hint="a run folder has its own",
         )
     from jdmctl.training.device import find_device

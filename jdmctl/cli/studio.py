@@ -45,7 +45,7 @@ class Studio:
 
         Raises JdmError for a folder that holds no finished run, and if their students or controls clash.
         """
-        from jdmctl.build import build_controls, build_student
+        from jdmctl.build import build_controls, build_student, model_with_student
 
         recipes = [recipe_of(folder) for folder in folders]
         branches: dict[str, Path] = {}
@@ -66,7 +66,7 @@ class Studio:
         model, own = recipes[0].model, recipes[0].student_folder
         lora = finished(folders[0], recipes[0], own) if own == "student_lora" else None
         if own == "student":
-            model = model.model_copy(update={"student": str(finished(folders[0], recipes[0], own))})
+            model = model_with_student(recipes[0], finished(folders[0], recipes[0], own))
         family = build_student(model, branches, lora, device)
         return cls(model, branches, options, device, family, controls, lora, recipes[0])
 

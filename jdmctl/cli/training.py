@@ -130,8 +130,9 @@ def show(name: str, recipe: Recipe, device: str, out: Output) -> None:
     """
     import tempfile
 
-    from jdmctl.build import absent, count_parameters, with_stand_ins
+    from jdmctl.build import count_parameters
     from jdmctl.build_check import check_options
+    from jdmctl.build_stand_ins import absent, with_stand_ins
     from jdmctl.recipe_files import to_yaml
     from jdmctl.training.device import find_device
 

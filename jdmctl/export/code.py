@@ -21,6 +21,7 @@ class Origin:
     part: str = "unet"  # what the pipeline calls it
     variant: str = ""  # in which the weights at `path` are there alone, as fp16
     base_variant: str = ""  # likewise those at `base`
+    config: Mapping[str, Any] = field(default_factory=dict)  # of the network, where a checkpoint's own names tell it
     scheduler: dict[str, Any] = field(default_factory=dict)  # settings that its own scheduler config has otherwise
 
     @property
@@ -50,7 +51,8 @@ def setup(products: Sequence[Product], at: str, origin: Origin, files: Mapping[s
         body.append(f"{name} = {file if net.name in files else folder}")
     if origin.form in _BACKBONE:
         classes.add(origin.backbone)
-        known = {"o": origin, "place": origin.place, "variant": _asking(origin.variant)}
+        told = "".join(f", {key}={value!r}" for key, value in origin.config.items())
+        known = {"o": origin, "place": origin.place, "variant": _asking(origin.variant), "told": told}
         body += [line.format(**known) for line in _BACKBONE[origin.form]]
         parts.append(f"{origin.part}={origin.part}")
     is_pipeline = origin.form == "pipeline"
@@ -118,12 +120,13 @@ _BACKBONE = {
         '{o.part} = {o.backbone}.from_config({o.backbone}.load_config("{o.base}", subfolder="{o.part}"))',
         "{o.part}.load_state_dict(load_file({place}))",
     ),
-    "checkpoint": ('{o.part} = {o.backbone}.from_single_file({place}, config="{o.base}", subfolder="{o.part}")',),
+    "checkpoint": ('{o.part} = {o.backbone}.from_single_file({place}, config="{o.base}", subfolder="{o.part}"{told})',),
 }
-# For pipelines without load_lora_weights, PixArt's: a LoRA added to the weights, alpha being its rank.
+# For pipelines without load_lora_weights, PixArt's: a LoRA added to the weights, alpha being its rank if it says none.
 _MERGE = (
     "lora = load_file({place})",
-    'for layer in {{key.partition(".lora_")[0] for key in lora}}:',
+    'for layer in {{key.partition(".lora_")[0] for key in lora if ".lora_" in key}}:',
     '    up, down = (lora[f"{{layer}}.lora_{{side}}.weight"].float() for side in "BA")',
-    '    pipe.{part}.get_submodule(layer.removeprefix("{part}.")).weight.data += up @ down',
+    '    strength = lora.get(f"{{layer}}.alpha", len(down)) / len(down)',
+    '    pipe.{part}.get_submodule(layer.removeprefix("{part}.")).weight.data += strength * up @ down',
 )

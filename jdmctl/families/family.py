@@ -14,7 +14,6 @@ import torch
 from diffusers import AutoencoderTiny
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from jdmctl.diffusion.schedule import NetworkSchedule
@@ -23,6 +22,7 @@ from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.codec import QuickCodec
 from jdmctl.families.folders import load_component
 from jdmctl.families.hooks import FamilyHooks
+from jdmctl.families.lora_files import put_lora_file
 from jdmctl.families.low_precision import hold, train_in_float32
 from jdmctl.families.offload import bring_back
 from jdmctl.families.prompts import repeat
@@ -65,15 +65,18 @@ class Family(FamilyHooks):
         student_timestep: int | None = None,
         student_prediction: str | None = None,
         share_backbone: bool = False,
+        resolution_px: int | None = None,
     ) -> Self:
         """Load a teacher's pipeline folder (or hub name), and a student in any of its forms, in float32.
 
         The student draws at `student_time` in [0, 1], or at the time when a network is told `student_timestep`.
         `student_prediction` says what its network predicts where its files do not, or do wrongly.
         `share_backbone` keeps a student that is a LoRA as layers on the teacher's own weights, then held once.
+        `resolution_px` is the side of pictures where the student's files do not say it, or another than they say.
 
         Raises:
-            BadInputError: not a pipeline of this family, or a student that does not fit its teacher.
+            BadInputError: not a pipeline of this family, a student that does not fit its teacher, or no latent has that
+                side.
             MissingWeightsError: a component is missing, truncated, or not safetensors.
         """
         cls.require_folder(teacher, "teacher")
@@ -83,7 +86,7 @@ class Family(FamilyHooks):
         schedule, prediction = cls.make_schedule(own_config, own_backbone)
         if student_timestep is not None:
             student_time = schedule.time(student_timestep)
-        return cls(
+        family = cls(
             teacher=cls.denoiser_class(backbone, *cls.make_schedule(config, backbone)),
             student=cls.denoiser_class(
                 own_backbone, schedule, student_prediction or prediction, student_time, cls.noise_scale(own_config)
@@ -91,7 +94,10 @@ class Family(FamilyHooks):
             parts=cls.load_parts(teacher),
             sampler_config=config,
             student_config=own_config,
-        ).to(device)
+        )
+        if resolution_px not in (None, family.resolution_px):
+            family.draw_at(resolution_px)
+        return family.to(device)
 
     def to(self, device: str | torch.device) -> Self:
         modules: tuple[Any, ...] = (self.teacher, self.student, self.parts.get("vae", nn.Module()))
@@ -108,6 +114,25 @@ class Family(FamilyHooks):
     @property
     def resolution_px(self) -> int:
         return self.latent_shape[1] * self.pixels_per_latent
+
+    def draw_at(self, resolution_px: int) -> None:
+        """From now on pictures have this side, whatever the student's files say.
+
+        Raises:
+            BadInputError: it is no multiple of what the VAE and the network need.
+        """
+        step = self.side_step_px
+        if resolution_px % step:
+            raise BadInputError(
+                f"sides of pictures of this model are multiples of {step} px, and resolution_px is {resolution_px}",
+                hint=f"--set model.resolution_px={max(1, round(resolution_px / step)) * step}",
+            )
+        own, self.given_px = self.resolution_px, resolution_px
+        if self.resolution_px != resolution_px:
+            raise BadInputError(
+                f"the family {self.name} draws pictures of {own} px alone, and resolution_px is {resolution_px}",
+                hint="leave out model.resolution_px",
+            )
 
     @classmethod
     def require_same(cls, wanted: Any, found: Any, name: str, other: str) -> None:
@@ -228,13 +253,7 @@ class Family(FamilyHooks):
             BadInputError: it holds no LoRA that fits the student.
         """
         (file,) = require_safetensors(Path(folder, "pytorch_lora_weights.safetensors"))
-        try:
-            self.put_lora(self.student.backbone, load_file(file))
-        except (ValueError, KeyError, RuntimeError, IndexError) as reason:
-            raise BadInputError(
-                f"{file} is a LoRA that does not fit the student: {str(reason).strip().partition(chr(10))[0]}",
-                hint="give the student that it was made for",
-            ) from reason
+        put_lora_file(type(self), file, self.student.backbone, "student")
 
     @torch.no_grad()
     def multistep(

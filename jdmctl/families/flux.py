@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,7 @@ class Flux(FlowFamily):
         "text_encoder": CLIPTextModel,
         "text_encoder_2": T5EncoderModel,
     }
+    authors_keys = ("double_blocks.",)
     must_agree = ("in_channels", "joint_attention_dim", "pooled_projection_dim")
     branch_class = FluxControlNetModel
     branch_config = {"num_layers": 4, "num_single_layers": 4}
@@ -86,6 +87,15 @@ class Flux(FlowFamily):
     def call_options(self) -> dict[str, Any]:
         told = {"guidance_scale": _GUIDANCE} if self.student.backbone.config.guidance_embeds else {}
         return super().call_options | {"max_sequence_length": self.max_words} | told
+
+    @classmethod
+    def checkpoint_config(cls, names: Sequence[str]) -> Mapping[str, Any]:
+        """dev is told a guidance, schnell is not, and each may be the other's teacher."""
+        return {"guidance_embeds": any("guidance_in." in name for name in names)}
+
+    @classmethod
+    def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
+        return cls.pipeline_class.lora_state_dict(dict(weights), return_alphas=True)
 
     @torch.no_grad()
     def encode_prompt(self, texts: Sequence[str]) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ class FamilyHooks:
     denoiser_class: ClassVar[type[DiffusionDenoiser]]
     part_classes: ClassVar[Mapping[str, Any]]  # subfolder -> class; those with weights are frozen
     must_agree: ClassVar[tuple[str, ...]]  # keys of the backbone's config that fit a student to its teacher
+    authors_keys: ClassVar[tuple[str, ...]] = ()  # parts of tensors' names that only files in the authors' keys have
     lora_targets: ClassVar[tuple[str, ...]]
     layout: ClassVar[torch.memory_format] = torch.channels_last  # of weights; video VAEs cannot have this one
     any_aspect: ClassVar[bool] = False  # pictures may differ in shape: what tells a backbone their size follows x_t
@@ -39,6 +40,7 @@ class FamilyHooks:
     tiny_decoder: ClassVar[str] = ""  # a published AutoencoderTiny for its latents
     index_file: ClassVar[str] = "model_index.json"  # a folder with it holds a whole teacher or student
 
+    given_px: int | None = None  # side of pictures, where it is not the one that the student's files say
     codec: Any  # a Codec; the families here have a `vae` in it
     teacher: DiffusionDenoiser
     student: DiffusionDenoiser
@@ -70,10 +72,19 @@ class FamilyHooks:
         raise NotImplementedError
 
     @property
+    def latent_channels(self) -> int:
+        return self.student.backbone.config.in_channels
+
+    @property
+    def latent_side(self) -> int:
+        """Rows and columns of the latents that the student's files say."""
+        return self.student.backbone.config.sample_size
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """C, h, w."""
-        config = self.student.backbone.config
-        return config.in_channels, config.sample_size, config.sample_size
+        side = self.given_px // self.pixels_per_latent if self.given_px else self.latent_side
+        return self.latent_channels, side, side
 
     @property
     def pixels_per_latent(self) -> int:
@@ -148,7 +159,13 @@ class FamilyHooks:
     @property
     def call_options(self) -> dict[str, Any]:
         """Arguments with which its diffusers pipelines draw what the student draws, beside steps and timesteps."""
-        return {"guidance_scale": 1.0}
+        size = {"height": self.given_px, "width": self.given_px} if self.given_px else {}
+        return {"guidance_scale": 1.0} | size
+
+    @classmethod
+    def checkpoint_config(cls, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the names of the tensors of a file in the authors' keys tell of its backbone's config."""
+        return {}
 
     @classmethod
     def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
@@ -157,9 +174,16 @@ class FamilyHooks:
         return found if isinstance(found, tuple) else (found, None)
 
     @classmethod
-    def put_lora(cls, backbone: Any, layers: Mapping[str, Tensor], alphas: Any = None) -> None:
-        """Give a backbone the LoRA layers of a file, in diffusers' keys."""
-        backbone.load_lora_adapter(dict(layers), prefix=cls.subfolder, network_alphas=alphas)
+    def put_lora(
+        cls,
+        backbone: Any,
+        layers: Mapping[str, Tensor],
+        alphas: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Give a backbone the LoRA layers of a file, in diffusers' keys; `metadata` is the LoraConfig in its header."""
+        told = dict(metadata) if metadata else None
+        backbone.load_lora_adapter(dict(layers), prefix=cls.subfolder, network_alphas=alphas, metadata=told)
 
     @classmethod
     def merge_lora(cls, backbone: Any) -> None:

@@ -110,14 +110,25 @@ class PixArt(TransformerFamily):
         inject_adapter_in_model(config, backbone)
 
     @classmethod
-    def put_lora(cls, backbone: Any, layers: Mapping[str, Tensor], alphas: Any = None) -> None:
-        own = {name.removeprefix(f"{cls.subfolder}."): value for name, value in layers.items()}
+    def put_lora(
+        cls,
+        backbone: Any,
+        layers: Mapping[str, Tensor],
+        alphas: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        own, config = _without(f"{cls.subfolder}.", layers), _without(f"{cls.subfolder}.", metadata or {})
+        told = _without(f"{cls.subfolder}.", alphas or {})
+        if told and config:
+            raise ValueError("it says its strength twice, beside its layers (.alpha) and in its header")
         ranks = {name.partition(".lora_A")[0]: len(value) for name, value in own.items() if ".lora_A" in name}
+        strengths = ranks | {name.removesuffix(".alpha"): value for name, value in told.items()}
         rank = max(ranks.values())
-        config = LoraConfig(
-            r=rank, lora_alpha=rank, target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks
-        )
-        inject_adapter_in_model(config, backbone)
+        config = config or {
+            "r": rank, "lora_alpha": rank, "target_modules": list(ranks), "rank_pattern": ranks,
+            "alpha_pattern": strengths,
+        }  # fmt: skip
+        inject_adapter_in_model(LoraConfig(**config), backbone)
         set_peft_model_state_dict(backbone, own)
 
     @classmethod
@@ -135,6 +146,10 @@ class PixArt(TransformerFamily):
             {f"{self.subfolder}.{name}": value.contiguous() for name, value in layers.items()},
             Path(folder, "pytorch_lora_weights.safetensors"),
         )
+
+
+def _without(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in values.items()}
 
 
 class PixArtAlpha(PixArt):

@@ -73,6 +73,7 @@ class Sana(FlowFamily):
     part_classes = {"vae": AutoencoderDC, "tokenizer": GemmaTokenizer, "text_encoder": Gemma2Model}
     even_sigmas = False
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "conv_inverted", "conv_point")
+    authors_keys = (".attn.qkv.",)
     must_agree = ("in_channels", "caption_channels", "patch_size")
     branch_class = SanaControlNetModel
     branch_config = {"num_layers": 7}  # diffusers' own number

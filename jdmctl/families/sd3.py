@@ -54,6 +54,7 @@ class SD3(FlowFamily):
         "text_encoder_3": T5EncoderModel,
     }
     even_sigmas = False
+    authors_keys = ("joint_blocks.",)
     must_agree = ("in_channels", "joint_attention_dim", "pooled_projection_dim", "patch_size")
     branch_class = SD3ControlNetModel
     branch_config = {"num_layers": 12, "extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": False}

@@ -4,7 +4,8 @@
     a backbone's folder     config.json and weights
     one .safetensors file   LoRA for the teacher's backbone, in diffusers' or kohya's keys (LCM-LoRA, Hyper-SD);
                             the backbone's weights alone, in diffusers' keys (DMD2, SDXL-Lightning);
-                            a checkpoint of everything, in the keys of the model's authors (what ComfyUI loads)
+                            a checkpoint of everything, or of a transformer alone, in the keys of the model's authors
+                            (what ComfyUI loads)
 
 Of a whole pipeline or checkpoint the backbone alone is taken: prompts and pictures are the teacher's. Where no
 scheduler comes with the weights, the teacher's noise schedule and prediction type hold.
@@ -17,13 +18,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from jdmctl.errors import BadInputError, MissingWeightsError
+from jdmctl.errors import BadInputError, MissingWeightsError, first_line
 from jdmctl.families.folders import load_component
+from jdmctl.families.lora_files import put_lora_file, some
 from jdmctl.families.sharing import double, twin
 from jdmctl.weights import require_safetensors, tensor_names
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from jdmctl.families.family import Family
 
 Form = Literal["pipeline", "backbone", "lora", "checkpoint", "weights"]
-_CHECKPOINT = ("model.diffusion_model.",)  # what a whole checkpoint's backbone is called
+_CHECKPOINT = "model.diffusion_model."  # what a whole checkpoint's backbone is called
 
 
 def load_student(
@@ -81,7 +84,10 @@ def student_form(family: type[Family], source: str | Path) -> tuple[Form, str | 
     names = tensor_names(file)
     if any("lora" in name for name in names):
         return "lora", file
-    return ("checkpoint" if any(name.startswith(_CHECKPOINT) for name in names) else "weights"), file
+    is_authors = any(name.startswith(_CHECKPOINT) for name in names) or any(
+        mark in name for mark in family.authors_keys for name in names
+    )
+    return ("checkpoint" if is_authors else "weights"), file
 
 
 def hub_file(source: str | Path) -> tuple[str, str]:
@@ -121,32 +127,29 @@ def _only_file(path: Path) -> Path:
 def _with_lora(family: type[Family], file: Path, backbone: nn.Module, share: bool) -> nn.Module:
     """The teacher's backbone with a LoRA merged into a copy of it, or, to share its weights, beside them."""
     student: Any = double(backbone) if share else copy.deepcopy(backbone)
-    prefix = f"{family.subfolder}."
-    try:
-        layers, alphas = family.lora_layers(load_file(file), student)
-        own = {name: value for name, value in layers.items() if name.startswith(prefix)}
-        others = [name for name in layers if not name.startswith(prefix)]
-        if others or not own:
-            raise ValueError(f"it has {len(own)} tensors for the {family.subfolder}, and {_some(others)} for others")
-        family.put_lora(student, own, alphas)
-    except (ValueError, KeyError, RuntimeError, IndexError) as reason:
-        raise BadInputError(
-            f"student {file} is a LoRA that does not fit the teacher: {reason}",
-            hint="give the teacher that it was made for (--teacher)",
-        ) from reason
+    put_lora_file(family, file, student, "teacher")
     if not share:
         family.merge_lora(student)
     return student
 
 
 def _from_checkpoint(family: type[Family], file: Path, teacher: str | Path) -> nn.Module:
-    try:
-        return family.backbone_class.from_single_file(
-            str(file), config=str(teacher), subfolder=family.subfolder
-        ).float()
-    except (ValueError, KeyError, RuntimeError, OSError) as reason:
+    """The backbone alone, as the teacher's is configured but for what the names of the tensors tell otherwise."""
+    if not hasattr(family.backbone_class, "from_single_file"):
         raise BadInputError(
-            f"student {file} is a checkpoint that does not fit the teacher {teacher}: {_first_line(reason)}",
+            f"student {file} is in its authors' keys, which diffusers does not read for the family {family.name}",
+            hint="give its backbone as a folder that diffusers' save_pretrained wrote",
+        )
+    try:
+        told = family.checkpoint_config(tensor_names(file))
+        return family.backbone_class.from_single_file(
+            str(file), config=str(teacher), subfolder=family.subfolder, **told
+        ).float()
+    except (ValueError, KeyError, RuntimeError, OSError, IndexError, SingleFileComponentError) as reason:
+        is_cut = isinstance(reason, NotImplementedError)  # torch's, of weights that were left on the meta device
+        why = "some weights of such a network are missing" if is_cut else first_line(reason)
+        raise BadInputError(
+            f"student {file} is a checkpoint that does not fit the teacher {teacher}: {why}",
             hint="give the teacher that it was made from (--teacher), as a diffusers folder",
         ) from reason
 
@@ -155,7 +158,7 @@ def _with_weights(file: Path, backbone: nn.Module) -> nn.Module:
     """The teacher's backbone with all its weights replaced."""
     found, wanted = load_file(file), backbone.state_dict()
     problems = [
-        f"{_some(names)} {what}"
+        f"{some(names)} {what}"
         for what, names in (
             ("missing", wanted.keys() - found.keys()),
             ("unknown", found.keys() - wanted.keys()),
@@ -176,12 +179,3 @@ def _with_weights(file: Path, backbone: nn.Module) -> nn.Module:
 
 def _differing(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
     return [name for name in found.keys() & wanted.keys() if found[name].shape != wanted[name].shape]
-
-
-def _some(names: Any) -> str:
-    """`3 (such as conv_in.weight)`."""
-    return f"{len(names)} (such as {min(names)})" if names else "0"
-
-
-def _first_line(reason: Exception) -> str:
-    return str(reason).strip().partition("\n")[0]

@@ -6,6 +6,7 @@ import difflib
 import functools
 import math
 from importlib.resources import files
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -16,6 +17,9 @@ from jdmctl.families import FAMILIES
 
 FACTS = ("teacher", "steps", "timestep", "prediction", "guidance_scale", "scheduler", "resolution_px", "licence")
 Url = Annotated[str, Field(pattern=r"^https://\S+$")]
+
+
+_COMMON_STEMS = ("pytorch_lora_weights", "pytorch_model", "diffusion_pytorch_model")
 
 
 class Strict(BaseModel):
@@ -36,6 +40,7 @@ class Student(Strict):
     repository: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     weights: Literal["folder", "unet", "transformer", "lora"]
     file: str = ""
+    checkpoints: tuple[str, ...] = ()
     pickle: bool = False
     family: Literal["stable_diffusion", "sdxl", "pixart_alpha", "sd3", "flux", "sana", "z_image", "qwen_image"]
     teacher: str
@@ -140,9 +145,20 @@ def find_student(name: str) -> tuple[str, Student]:
 
 def student_at(address: str) -> Student | None:
     """The student that a hub repository or a file in one is, as recipes name them; None if none is known."""
-    return next(
-        (one for one in students().values() if address in (one.repository, f"{one.repository}/{one.file}")), None
-    )
+
+    def addresses(one: Student) -> list[str]:
+        return [one.repository, *(f"{one.repository}/{file}" for file in (one.file, *one.checkpoints))]
+
+    return next((one for one in students().values() if address in addresses(one)), None)
+
+
+def student_called(name: str) -> Student | None:
+    """The student that a file has the name of, whatever its suffix; None where several or all are called so."""
+    stem = PurePath(name).stem
+    found = [
+        one for one in students().values() if stem in (PurePath(file).stem for file in (one.file, *one.checkpoints))
+    ]
+    return found[0] if len(found) == 1 and stem not in _COMMON_STEMS else None
 
 
 def source(student: Student, fact: str) -> str:

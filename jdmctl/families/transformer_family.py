@@ -39,15 +39,10 @@ class TransformerFamily(Family):
     branch_lacks: ClassVar[Mapping[str, str]] = {}  # keys that other kinds have, which want another call: what they are
 
     @property
-    def latent_channels(self) -> int:
-        return self.student.backbone.config.in_channels
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """C, h, w: a picture as large as the transformer's config says, or the VAE's, or 1024 px."""
+    def latent_side(self) -> int:
+        """Of a picture as large as the transformer's config says, or the VAE's, or 1024 px."""
         in_pixels = self.parts["vae"].config.get("sample_size") or 1024
-        side = self.student.backbone.config.get("sample_size") or in_pixels // self.pixels_per_latent
-        return self.latent_channels, side, side
+        return self.student.backbone.config.get("sample_size") or in_pixels // self.pixels_per_latent
 
     @property
     def side_step_px(self) -> int:

@@ -49,6 +49,10 @@ class UNetFamily(Family):
     def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
         return cls.pipeline_class.lora_state_dict(dict(weights), unet_config=backbone.config)
 
+    def draw_at(self, resolution_px: int) -> None:
+        super().draw_at(resolution_px)
+        self.student.backbone.register_to_config(sample_size=self.latent_shape[1])  # so that a saved student says it
+
     @classmethod
     def noise_scale(cls, config: Mapping[str, Any]) -> float:
         """sigma of the last timestep where a pipeline's own scheduler gives its network that much noise: Turbo's."""

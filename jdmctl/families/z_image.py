@@ -63,6 +63,7 @@ class ZImage(FlowFamily):
     tiny_decoder = "madebyollin/taef1"
     part_classes = {"vae": AutoencoderKL, "tokenizer": Qwen2Tokenizer, "text_encoder": Qwen3Model}
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
+    authors_keys = (".attention.qkv.",)
     must_agree = ("in_channels", "cap_feat_dim", "dim")
     branch_class = ZImageControlNetModel
     branch_fits = ("dim", "n_heads", "n_refiner_layers")
