@@ -72,7 +72,7 @@ def cell_cost(cell: Cell) -> Cost:
 
 
 def countable_cost(cell: Cell) -> Cost | None:
-    """The same; None where it cannot be counted, or not yet."""
+    """`cell_cost`; None where it cannot be counted, or not yet."""
     try:
         return cell_cost(cell)
     except JdmError:  # its teacher's ControlNet, for one, is yet to be trained
