@@ -272,6 +272,12 @@ def test_from_the_command_to_the_report(compare, recipe):
 
     assert done["costs"][recipe]["dsm"]["passes"]["denoiser"] == [1, 1]
     assert done["costs"][recipe]["jdm"]["flops"] > done["costs"][recipe]["dsm"]["flops"] > 0
+    parts = done["costs"][recipe]["jdm"]["parts"]
+    assert {"student", "teacher", "fake score", "decoder"} < set(parts)
+    assert sum(parts.values()) == done["costs"][recipe]["jdm"]["flops"]
+    assert found["jdm", "GFLOP of teacher an update"]["value"] == parts["teacher"] / 1e9
+    assert found["ControlNet plugged in", "passes of denoiser an update"]["value"] == 1
+    assert json.loads(Path("out/compare.json").read_text()) == done["rows"]
 
     html = Path("out/report.html").read_text()
     parser = Strict()

@@ -1,11 +1,14 @@
 """Counting: a step's passes are the stated minimum, and its operations those of its networks."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from jdmctl.build import build_controls, build_family, build_jdm_step, prepare_student
 from jdmctl.comparison.cells import Cell
@@ -51,6 +54,80 @@ def test_operations_are_of_all_pieces_of_a_batch(monkeypatch):
 
     cost = training_cost(NetworkStep(), lambda phase: None, pieces=4)
     assert cost.flops == 4 * (128 + 128) and cost.passes == {"all": (1, 1)}
+    assert cost.parts == {"all": cost.flops}
+
+
+def products(network: nn.Module, counts: dict[str, int]) -> list:
+    """Hooks that add up what one pass of a network must cost: 2 x inputs x outputs of each layer, by hand; attention of
+    L tokens to S is 2 L S width for Q K^T and as much for A V."""
+
+    def layer(module, inputs, output):
+        kernel = module.weight[0].numel()  # of a linear layer its inputs, of a convolution inputs / groups x h x w
+        counts["layers"] += 2 * output.numel() * kernel
+
+    def attention(module, inputs, options, output):
+        size, tokens = len(output), output[:, 0].numel() if output.ndim == 4 else output.shape[:2].numel()
+        seen = options.get("encoder_hidden_states")
+        others = tokens // size if seen is None else seen.shape[1]
+        counts["attention"] += 2 * 2 * tokens * others * module.inner_dim
+
+    hooks = []
+    for module in network.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            hooks.append(module.register_forward_hook(layer))
+        elif isinstance(module, Attention):
+            hooks.append(module.register_forward_hook(attention, with_kwargs=True))
+    return hooks
+
+
+def test_operations_of_each_network(in_tiny_world):
+    """The teacher goes forward alone, twice for guidance, and costs its layers and its attention by hand. The frozen
+    decoder goes back once for each of two controls: to its inputs, each layer as much as forward, and attention, which
+    has two inputs in each product, twice as much. All parts add up to the whole, counted apart."""
+    step, batch = step_and_batch(parse_recipe(VALUES, ["objective.guidance_scale=2"], "test"))
+    cost = training_cost(step, lambda phase: batch)
+    assert sum(cost.parts.values()) == cost.flops
+    assert set(cost.parts) == {name for name, passes in cost.passes.items() if sum(passes)} | {
+        "softedge energy",  # blurs and slopes; the means of lowres are no products
+        "all else",  # the 1 x 1 convolution before the decoder
+    }
+
+    teacher, decoder = Counter(), Counter()
+    hooks = products(step.teacher.denoiser.backbone, teacher) + products(step.codec.vae.decoder, decoder)
+    x_t, t = torch.rand(2, *step.latent_shape), torch.rand(2)
+    with torch.no_grad():
+        step.teacher(x_t, t, batch.prompt)
+        step.codec.decode(x_t)
+    for hook in hooks:
+        hook.remove()
+    assert min(teacher["attention"], decoder["attention"]) > 0
+    assert cost.parts["teacher"] == teacher["layers"] + teacher["attention"]
+    assert cost.parts["decoder"] == 3 * decoder["layers"] + 5 * decoder["attention"]
+
+
+def test_operations_on_the_way_back_are_whose_graph_it_is(monkeypatch):
+    """y = B(A x) with frozen [8, 8] matrices and x [4, 8] that wants a gradient: 2 * 4 * 8 * 8 = 512 there and back for
+    each; between them a product that is nobody's. B's activations are computed again on the way back: 512 more."""
+    first, last = (nn.Linear(8, 8, bias=False).requires_grad_(False) for _ in range(2))
+    again = Again(last)
+    monkeypatch.setattr("jdmctl.comparison.cost.networks", lambda step: {"A": first, "B": again})
+    x, between = nn.Parameter(torch.ones(4, 8)), torch.ones(8, 8)
+
+    class ChainStep:
+        phases = (Phase("one", lambda batch: Losses(again(first(x) @ between).sum(), {}), (x,)),)
+
+    cost = training_cost(ChainStep(), lambda phase: None)
+    assert cost.parts == {"A": 2 * 512, "B": 3 * 512, "all else": 2 * 512}
+    assert cost.passes == {"A": (1, 1), "B": (1, 1)} and cost.flops == 7 * 512
+
+
+class Again(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return checkpoint(lambda x: torch.sin(self.layer(x)), x, use_reentrant=False)
 
 
 def test_operations_of_attention(monkeypatch):
@@ -118,3 +195,4 @@ def test_each_phase_is_counted_on_a_batch_of_its_own(in_tiny_world, tmp_path):
     cost = cell_cost(cell)
     assert cost.passes["critic"] == (3, 2) and cost.flops > 1e6
     assert cell_cost(cell) == cost and "5}" not in kept.read_text()
+    assert sum(cost.parts.values()) == cost.flops and cost.parts["critic"] > 0

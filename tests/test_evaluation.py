@@ -257,6 +257,24 @@ def test_numbers_of_different_setups_do_not_meet_in_one_file():
     assert results.merge([old], [replace(ROW, setup="features b")])[0].setup == "features b"  # replaced
 
 
+@pytest.mark.parametrize("metric", ["frechet", "frechet / teacher", "kid to base", "precision", "recall"])
+def test_distances_of_different_counts_do_not_meet_in_one_file(metric):
+    """Of 98 and of 500 pictures they are not comparable, whatever the method or the control; of another world they are
+    not compared."""
+    old, new = (replace(ROW, metric=metric, n=n, setup="features a") for n in (98, 500))
+    for other in (replace(new, method="nct"), replace(new, control="canny")):
+        with pytest.raises(BadInputError, match=f"^{metric}.*features a, 98 pictures.*features a, 500 pictures"):
+            results.merge([old], [other])
+    assert results.merge([old], [new]) == [new]
+    assert len(results.merge([old], [replace(new, world="other")])) == 2
+
+
+def test_means_of_different_counts_meet():
+    """Their expectation is the same for any number of pictures; ending like a distance's name does not matter."""
+    for metric in ("depth l1", "canny precision", "canny recall", "images/s"):
+        assert len(results.merge([replace(ROW, metric=metric, n=98)], [replace(ROW, metric=metric, method="nct")])) == 2
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

@@ -2,9 +2,9 @@
 
     python examples/step_cost/measure.py [RECIPE] [--steps 20] [--results docs/results/step_cost.json]
 
-Prints the passes of one step per network, counted by hooks, beside the stated minimum; then the wall time of whole
-steps (data with conditions that were extracted before, losses, optimisers, averages) over the sum of the same bare
-passes timed in the same process.
+Prints the passes of one step per network, counted by hooks, beside the stated minimum, and their operations; then the
+wall time of whole steps (data with conditions that were extracted before, losses, optimisers, averages) over the sum of
+the same bare passes timed in the same process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from jdmctl.build_run import build_run
 from jdmctl.cli.evaluate import keep
 from jdmctl.comparison.cost import training_cost
+from jdmctl.comparison.spent import shares
 from jdmctl.evaluation.results import Row, setup
 from jdmctl.recipe_files import load_recipe
 from jdmctl.training.attention import training_attention
@@ -116,7 +117,7 @@ def main() -> None:
     for name, passes in cost.passes.items():
         print(f"{name:24}{passes[0]:9}{passes[1]:10}   {least[name][0]}, {least[name][1]}")
 
-    print(f"{cost.flops / 1e9:.1f} GFLOP a step, of a batch of {len(batch)}")
+    print(f"{cost.flops / 1e9:.1f} GFLOP a step, of a batch of {len(batch)}: {shares(cost)}")
 
     for phase in step.phases:
         for number in range(arguments.steps * phase.repeats):

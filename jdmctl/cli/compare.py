@@ -165,6 +165,7 @@ def _require_rewards(arenas: list[Arena]) -> None:
 def _show(arenas: list[Arena], out: Output) -> None:
     """What there is, and what the rest will take: counted operations at the speed of the cells that are done."""
     from jdmctl.comparison.estimate import estimate
+    from jdmctl.comparison.spent import shares
 
     out.note("counting what each method's updates cost")
     rows = []
@@ -181,6 +182,7 @@ def _show(arenas: list[Arena], out: Output) -> None:
                     "TFLOP": "" if found.flops is None else f"{found.flops / 1e12:.0f}",
                     "minutes so far": f"{found.seconds_so_far / 60:.1f}",
                     "minutes to go": "?" if found.seconds_left is None else f"{found.seconds_left / 60:.0f}",
+                    "GFLOP of an update": shares(found.cost) if found.cost else "",
                 }
             )
     out.table(rows, list(rows[0]))
@@ -201,6 +203,7 @@ def _run(
 
     from jdmctl.comparison.means import mean_rows
     from jdmctl.comparison.report import report
+    from jdmctl.comparison.spent import in_short
     from jdmctl.comparison.training import complete, require_same
     from jdmctl.evaluation.results import table
 
@@ -214,16 +217,18 @@ def _run(
         seeds = {one.method: one.seeds for one in reports[0].scored.drawn}
         scored = [one.scored for one in reports]
         rows += mean_rows([one.scenes for one in scored], [one.compared for one in scored], seeds, command)
+    spent = [row for one in reports for row in one.spent]
     missing = [f"{arena.recipe} {name}" for arena in arenas for name in arena.missing]
     costs = {arena.recipe: one.costs for arena, one in zip(arenas, reports, strict=True)}
     record = {
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for row in [*rows, *spent]],
         "costs": {name: {method: asdict(cost) for method, cost in found.items()} for name, found in costs.items()},
         "missing": missing,
         "reports": [str(one.file) for one in reports],
     }
-    out.result(record, "\n".join([table(rows), *(str(one.file) for one in reports)]))
-    keep(rows, results)
+    tables = [table(rows), *(["", table(in_short(spent)), ""] if spent else [])]
+    out.result(record, "\n".join([*tables, *(str(one.file) for one in reports)]))
+    keep([*rows, *spent], results)
     if missing:
         out.note(f"missing: {', '.join(missing)}; the same command again goes on with them")
 

@@ -13,6 +13,7 @@ from jdmctl.errors import BadInputError
 from jdmctl.recipe import AWARE_TEACHERS, METHODS, Recipe
 from jdmctl.recipe_files import load_recipe
 from jdmctl.recipe_sections import DEFAULT_DIVERGENCE
+from jdmctl.training.run import RECIPE_FILE
 
 # How else a reward is pursued: without fidelity, by the objective of ReFL and DRaFT at one step; with weights held by
 # their distance to the first; and as Diff-Instruct++ does (Luo 2024, arXiv:2410.18881), by reverse KL to a teacher
@@ -28,6 +29,7 @@ REWARD_BASELINES = {
     "reward-l2": (*_NO_FIDELITY, "student.l2_to_start=1000"),
     "diff-instruct++": ("objective.guidance=coupled", "objective.divergence=reverse-kl", "objective.energy_at=clean"),
 }
+PLUGGED = "ControlNet plugged in"
 COMPARED = (*METHODS, *REWARD_BASELINES)
 
 
@@ -69,6 +71,11 @@ class Cell:
         return f"{self.label}-{self.number}"
 
     @property
+    def called(self) -> str:
+        """What rows call what it draws in one step."""
+        return PLUGGED + self.label.removeprefix("dsm") if self.recipe.method == "dsm" else self.label
+
+    @property
     def is_done(self) -> bool:
         own = self.recipe.student_folder
         left = [*self.branches().values(), *([self.folder / own] if own else [])]
@@ -94,11 +101,13 @@ class Cell:
 
     def history(self) -> History:
         """Of its training so far; a method that needs an ordinary ControlNet begins after that one's training."""
-        return History.of(self.folder).after(sum(History.of(run).seconds for run in self._needed_runs()))
+        return History.of(self.folder).after(sum(one.history().seconds for one in self.needed()))
 
-    def _needed_runs(self) -> set[Path]:
+    def needed(self) -> list[Cell]:
+        """The runs that trained its teacher's ControlNets; of one that is merely given there is none."""
         is_aware = self.recipe.method in AWARE_TEACHERS
-        return {Path(control.teacher_branch).parent for control in self.recipe.controls if is_aware}
+        runs = {Path(control.teacher_branch).parent for control in self.recipe.controls if is_aware}
+        return [Cell(run.name, 0, load_recipe(run), run) for run in sorted(runs) if (run / RECIPE_FILE).is_file()]
 
 
 def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder: Path) -> list[Cell]:

@@ -1,11 +1,12 @@
-"""What one training step costs: passes of each network and floating-point operations, counted while it runs."""
+"""What one training step costs: passes and floating-point operations of each network, counted while it runs."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jdmctl.build_run import build_run
 from jdmctl.comparison.cells import Cell
+from jdmctl.comparison.owners import Owners
+from jdmctl.errors import JdmError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.heads import RatioCritic
 from jdmctl.training.atomic import write_text
@@ -21,7 +24,7 @@ from jdmctl.training.attention import training_attention
 from jdmctl.training.run import make_accelerator
 from jdmctl.types import Batch, Step
 
-_COUNTED = "a whole batch, with attention and the critic"  # costs that were kept when less was counted are not read
+_COUNTED = "a whole batch, with attention and the critic, by part"  # what was kept when less was counted is not read
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Cost:
 
     A pass is of the whole batch, in however many pieces it comes; operations are of all pieces. A critic's pass is that
     of its heads and of what lends them features: of a UNet the way down, which is no pass of its own, and all of a
-    transformer, whose pass is counted too.
+    transformer, whose pass is counted too. Operations are of the innermost: of a critic with a transformer's features
+    its heads' alone, the rest being the transformer's.
     """
 
     passes: dict[str, tuple[int, int]]  # network -> forward, backward
     flops: int  # multiply-adds count as two, as torch.utils.flop_counter does
+    parts: dict[str, int]  # whose they are: networks, energies, extractors, all else
 
 
 def training_cost(step: Step, piece_of: Callable[[str], Batch], pieces: int = 1) -> Cost:
@@ -42,47 +47,41 @@ def training_cost(step: Step, piece_of: Callable[[str], Batch], pieces: int = 1)
 
     `piece_of` gives a piece of a phase's batch, by the phase's name; all `pieces` of an update cost the same.
     """
-    forward: Counter[str] = Counter()
-    backward: Counter[str] = Counter()
-
-    def after_forward(name: str):
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            forward[name] += 1
-            tensor = _first_tensor(output)
-            if tensor.requires_grad:
-                tensor.register_hook(lambda gradient: backward.update([name]))
-
-        return hook
-
-    found = networks(step)
+    found, owners = networks(step), Owners()
     batches = {phase.name: piece_of(phase.name) for phase in step.phases}
-    device = step.phases[-1].parameters[0].device
-    handles = [module.register_forward_hook(after_forward(name)) for name, module in found.items()]
-    try:
-        with FlopCounterMode(display=False) as counter, training_attention(device):
-            for phase in step.phases:
-                for _ in range(phase.repeats):
-                    phase.loss(batches[phase.name]).total.backward()
-    finally:
-        for handle in handles:
-            handle.remove()
-        for phase in step.phases:
-            for parameter in phase.parameters:
-                parameter.grad = None
-    return Cost({name: (forward[name], backward[name]) for name in found}, pieces * counter.get_total_flops())
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = owners  # type: ignore[assignment]
+    with _counted_passes(found) as passes, owners.watching(found), counter:
+        _run_once(owners.named(step), batches)
+    operations = {name: pieces * sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    parts = {name: operations[name] for name in [*found, *operations] if operations.get(name) and name != "Global"}
+    return Cost(passes(), operations.get("Global", 0), parts)
 
 
 def cell_cost(cell: Cell) -> Cost:
     """Of a cell's main stage, counted once on a piece of one batch and kept beside its folder."""
-    file = cell.folder.with_name(f"{cell.name}.cost.json")
+    file = cell.folder.with_name(f"{cell.folder.name}.cost.json")
     values = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if values.get("counted") != _COUNTED:
+    if values.pop("counted", "") != _COUNTED:
         run = build_run(cell.recipe, make_accelerator("cpu", "fp32"))
         pieces = run.settings.gradient_accumulation_steps
-        cost = training_cost(run.stages[-1].step, lambda phase: run.batches.batch(phase, 0, 0), pieces)
-        values = {"counted": _COUNTED, "passes": cost.passes, "flops": cost.flops}
-        write_text(file, json.dumps(values) + "\n")
-    return Cost({name: (there, back) for name, (there, back) in values["passes"].items()}, values["flops"])
+        values = asdict(training_cost(run.stages[-1].step, lambda phase: run.batches.batch(phase, 0, 0), pieces))
+        write_text(file, json.dumps({"counted": _COUNTED, **values}) + "\n")
+    passes = {name: (there, back) for name, (there, back) in values["passes"].items()}
+    return Cost(passes, values["flops"], values["parts"])
+
+
+def countable_cost(cell: Cell) -> Cost | None:
+    """`cell_cost`; None where it cannot be counted, or not yet."""
+    try:
+        return cell_cost(cell)
+    except JdmError:  # its teacher's ControlNet, for one, is yet to be trained
+        return None
+
+
+def training_flops(cell: Cell, cost: Cost | None) -> float | None:
+    """Of all updates of a cell's main stage, by the cost of one."""
+    return float(cost.flops * cell.recipe.training.num_steps) if cost else None
 
 
 def networks(step: Step) -> dict[str, nn.Module]:
@@ -108,6 +107,42 @@ def _parts(role: str, value: Any) -> Iterator[tuple[str, nn.Module]]:
     if vae is not None:
         yield "decoder", vae.decoder
         yield "encoder", vae.encoder
+
+
+@contextmanager
+def _counted_passes(found: Mapping[str, nn.Module]) -> Iterator[Callable[[], dict[str, tuple[int, int]]]]:
+    """Inside, passes of these networks are counted; gives what tells them."""
+    forward: Counter[str] = Counter()
+    backward: Counter[str] = Counter()
+
+    def after_forward(name: str):
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            forward[name] += 1
+            tensor = _first_tensor(output)
+            if tensor.requires_grad:
+                tensor.register_hook(lambda gradient: backward.update([name]))
+
+        return hook
+
+    handles = [module.register_forward_hook(after_forward(name)) for name, module in found.items()]
+    try:
+        yield lambda: {name: (forward[name], backward[name]) for name in found}
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _run_once(step: Step, batches: Mapping[str, Batch]) -> None:
+    """There and back, each phase as often as one update has it; no gradient is left."""
+    try:
+        with training_attention(step.phases[-1].parameters[0].device):
+            for phase in step.phases:
+                for _ in range(phase.repeats):
+                    phase.loss(batches[phase.name]).total.backward()
+    finally:
+        for phase in step.phases:
+            for parameter in phase.parameters:
+                parameter.grad = None
 
 
 def _first_tensor(output: Any) -> torch.Tensor:

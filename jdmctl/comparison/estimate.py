@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jdmctl.comparison.cells import Cell
-from jdmctl.comparison.cost import cell_cost
+from jdmctl.comparison.cost import Cost, countable_cost, training_flops
 from jdmctl.comparison.history import History
-from jdmctl.errors import JdmError
 
 
 @dataclass(frozen=True)
 class Estimate:
-    flops: float | None  # of all updates of the main stage; None: cannot be counted yet
+    cost: Cost | None  # of an update; None: given, or cannot be counted yet
+    flops: float | None  # of all updates of the main stage
     seconds_so_far: float
     seconds_left: float | None  # None: nothing has run yet that would give a pace
 
 
 def estimate(cells: Sequence[Cell]) -> dict[str, Estimate]:
     """Each cell's cost, by name; a cell is as fast, in operations, as the mean of those that are done."""
-    flops = {cell.name: _flops(cell) for cell in cells}
+    costs = {cell.name: None if cell.is_given else countable_cost(cell) for cell in cells}
+    flops = {cell.name: 0.0 if cell.is_given else training_flops(cell, costs[cell.name]) for cell in cells}
     seconds = {cell.name: History.of(cell.folder).seconds for cell in cells}
     done = [(counted, seconds[cell.name]) for cell in cells if cell.is_done and (counted := flops[cell.name])]
     pace = sum(spent for _, spent in done) / sum(counted for counted, _ in done) if done else None
@@ -30,14 +31,5 @@ def estimate(cells: Sequence[Cell]) -> dict[str, Estimate]:
         left = 0.0 if cell.is_done else None
         if left is None and counted and pace:
             left = max(0.0, counted * pace - spent)
-        found[cell.name] = Estimate(counted, spent, left)
+        found[cell.name] = Estimate(costs[cell.name], counted, spent, left)
     return found
-
-
-def _flops(cell: Cell) -> float | None:
-    if cell.is_given:
-        return 0.0
-    try:
-        return cell_cost(cell).flops * cell.recipe.training.num_steps
-    except JdmError:  # its teacher's ControlNet, for one, is yet to be trained
-        return None

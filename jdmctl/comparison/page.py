@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from jdmctl.comparison.cells import Cell
 from jdmctl.comparison.cost import Cost
+from jdmctl.comparison.cost_tables import cost_tables
 from jdmctl.comparison.scenes import Scenes
 from jdmctl.comparison.scoring import Drawn
 from jdmctl.comparison.sheet import sheet
@@ -56,7 +57,7 @@ def page(
         "<h2>Beside what was there before</h2>" if relative else "",
         _table(methods, relative, values) if relative else "",
         "<h2>Training</h2>",
-        _costs(cells, costs, headline, scenes.is_better_higher),
+        cost_tables(cells, costs, headline, scenes.is_better_higher),
         _curves(cells, colors, headline),
         "<h2>Passes, adherence, fidelity, variety</h2>",
         _scatters(drawn, values, headline, colors),
@@ -84,40 +85,6 @@ def _table(methods: Mapping[str, int], metrics: Sequence[str], values: Values) -
 
 def _number(row: Row | None) -> str:
     return f"{row.value:.4g}<br><small>{row.low:.4g} to {row.high:.4g}</small>" if row else ""
-
-
-def _costs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, higher_is_better: bool) -> str:
-    """What each run took, and how soon it came to what the first one reached in the end."""
-    histories = {cell.name: cell.history() for cell in cells}
-    goal = max(
-        (score for _, score in histories[cells[0].name].curve), default=0.0,
-        key=lambda score: score if higher_is_better else -score,
-    )  # fmt: skip
-    goal -= 0.02 * abs(goal) if higher_is_better else -0.02 * abs(goal)
-    columns = (
-        "run", "state", "minutes", f"minutes to {headline} {goal:.3g}", "peak memory, GB",
-        "updates", "batch", "GFLOP an update", "forward + backward",
-    )  # fmt: skip
-    lines = []
-    for cell in cells:
-        cost, training, history = costs.get(cell.label), cell.recipe.training, histories[cell.name]
-        passes = [f"{name} {there} + {back}" for name, (there, back) in cost.passes.items() if there] if cost else []
-        reached = history.seconds_to(goal, higher_is_better)
-        found = (
-            cell.name, cell.state, f"{history.seconds / 60:.1f}",
-            "" if reached is None else f"{reached / 60:.1f}", f"{history.memory_bytes / 1e9:.1f}", training.num_steps,
-            training.batch_size, f"{cost.flops / 1e9:.0f}" if cost else "", ", ".join(passes),
-        )  # fmt: skip
-        lines.append("<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in found) + "</tr>")
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    note = (
-        "<p><small>Minutes include warm-ups, and the training of the ControlNet that a method's teacher needs. The "
-        "goal is what the first run reached on validation, less 2 %. An update is one of the main stage, "
-        "counted while it ran: a pass is of its whole batch, in however many pieces, and GFLOP are of all of them. A "
-        "critic's passes are its own, those that it takes of a UNet's way down among them."
-        "</small></p>"
-    )
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>{note}"
 
 
 def _curves(cells: Sequence[Cell], colors: Mapping[str, str], headline: str) -> str:

@@ -12,7 +12,8 @@ from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.page import page
 from jdmctl.comparison.scoring import Scored, score
 from jdmctl.comparison.searches import MorePasses
-from jdmctl.evaluation.results import write
+from jdmctl.comparison.spent import cost_rows
+from jdmctl.evaluation.results import Row, write
 from jdmctl.training.atomic import write_text
 
 
@@ -33,16 +34,18 @@ class Arena:
 class Report:
     scored: Scored
     costs: dict[str, Cost]  # by method
+    spent: list[Row]  # of costs
     file: Path
 
 
 def report(arena: Arena, asked: Asked, more: MorePasses, command: str, say: Callable[[str], None]) -> Report:
     """Score what is there, and write compare.json and report.html into the folder."""
     scored = score(arena.cells, asked, more, command, say)
-    write(arena.folder / "compare.json", scored.rows)
     first = [cell for cell in arena.cells if cell.is_done and cell.number == 0 and not cell.is_given]
     costs = {cell.label: cell_cost(cell) for cell in first}
+    spent = cost_rows(arena.cells, costs, scored.scenes, scored.rows[0].metric, command)
+    write(arena.folder / "compare.json", [*scored.rows, *spent])
     file = arena.folder / "report.html"
     title = f"{arena.recipe}: ways to teach a one-step student"
     write_text(file, page(title, arena.cells, costs, scored.scenes, scored.drawn, scored.rows))
-    return Report(scored, costs, file)
+    return Report(scored, costs, spent, file)

@@ -16,8 +16,6 @@ from jdmctl.evaluation.results import Row
 from jdmctl.recipe import Recipe
 from jdmctl.tinyworld.world import is_of_world
 
-PLUGGED = "ControlNet plugged in"
-
 
 @dataclass(frozen=True)
 class Drawn:
@@ -91,13 +89,12 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[D
         seeds = tuple(cell.recipe.seed for cell in done)
         one_step = tuple(_one_step(scenes, cell) for cell in done)
         minutes = sum(cell.history().seconds for cell in done) / 60 / len(done)
-        suffix = label.removeprefix("dsm")
-        yield Drawn(PLUGGED + suffix if is_ordinary else label, 1, seeds, one_step, minutes)
+        yield Drawn(done[0].called, 1, seeds, one_step, minutes)
         for num_steps in more.teacher_steps if is_ordinary else ():
             scale = done[0].recipe.objective.guidance_scale
             images = tuple(_multistep(scenes, cell, num_steps, scale) for cell in done)
             passes = num_steps * (1 if scale == 1 else 2)
-            yield Drawn(f"ControlNet{suffix} {num_steps} steps", passes, seeds, images, minutes)
+            yield Drawn(f"ControlNet{label.removeprefix('dsm')} {num_steps} steps", passes, seeds, images, minutes)
 
 
 def _untrained(scenes: Scenes, recipe: Recipe, more: MorePasses) -> Iterator[Drawn]:

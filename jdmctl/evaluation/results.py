@@ -73,17 +73,22 @@ def require_place(path: Path | None) -> None:
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     """Old rows in their order, replaced by new ones of the same key; then what is only new.
 
+    What measures a set of pictures as a whole depends on how many they are: a Frechet distance is biased upwards for
+    few, and precision and recall change with the density of a set; KID, whose mean does not, goes by the same rule.
+    Such rows need the same `n`. Others, means over pictures, may have any.
+
     Raises:
-        BadInputError: a kept row and a new one give the same metric of the same world by different setups.
+        BadInputError: a kept row and a new one give the same metric of the same world by different setups, or of sets
+            of different sizes where that matters.
     """
     merged = list(({row.key: row for row in old} | {row.key: row for row in new}).values())
     setups = {(row.world, row.metric): row for row in new}
     for row in merged:
         other = setups.get((row.world, row.metric), row)
-        if other.setup != row.setup:
+        if _measured_with(other) != _measured_with(row):
             raise BadInputError(
-                f"{row.metric} of {row.method} was measured with {row.setup or 'an unknown setup'}, "
-                f"that of {other.method} with {other.setup or 'an unknown setup'}: they cannot stand in one table",
+                f"{row.metric} of {row.method} was measured with {_measured_with(row)}, "
+                f"that of {other.method} with {_measured_with(other)}: they cannot stand in one table",
                 hint=f"score the old one again ({row.command}), or choose another file",
             )
     return merged
@@ -145,6 +150,15 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
         hint = f"put the lines <!-- results: {name} --> and <!-- end --> there"
         raise JdmError(f"no place for the results {name}", hint)
     return filled
+
+
+_OF_SETS = ("frechet", "kid", "precision", "recall")  # and what is named after them; canny precision is a mean
+
+
+def _measured_with(row: Row) -> str:
+    """What rows of one metric must have in common to stand in one table."""
+    measure = row.setup or "an unknown setup"
+    return f"{measure}, {row.n} pictures" if row.metric.startswith(_OF_SETS) else measure
 
 
 _REMAKE = "give another --results; or, if it is a file of results, delete it and run the commands of its rows again"
