@@ -44,6 +44,7 @@ from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.regression import RegressionStep
 from jdmctl.training.teacher_samples import TeacherSamples
+from jdmctl.training.tracking import summary_writer
 from jdmctl.training.watch import Watch
 
 _CALIBRATION_BATCHES, _CALIBRATION_SAMPLES = 4, 32  # at least both
@@ -70,6 +71,8 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         )
     if recipe.memory.optimizer == "adamw_8bit":
         eight_bit()  # what is not installed is told before anything is loaded
+    if training.tracker == "tensorboard":
+        summary_writer()
     check_options(recipe)
     controls = build_controls(recipe, device)
     family = build_roles(recipe, device)
@@ -134,6 +137,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         validation=validation,
         extra=extra,
         products=_products(recipe, family),
+        is_tracked=training.tracker == "tensorboard",
     )
 
 

@@ -241,6 +241,7 @@ class Training(Section):
     preview_every_steps: PositiveInt = 50
     validate_every_steps: PositiveInt = 50
     save_every_steps: PositiveInt = 100
+    tracker: Literal["none", "tensorboard"] = Field("none", description="TensorBoard's files of numbers and previews")
 
 
 class Memory(Section):

@@ -18,15 +18,17 @@ import pytest
 _PATIENCE_S = 90
 
 
+def program() -> str:
+    """The browser; skips the test where there is none."""
+    return shutil.which("chromium") or shutil.which("google-chrome") or pytest.skip("no chromium")
+
+
 @contextmanager
 def opened(address: str, folder: Path):
     """A page on that address; skips the test where there is no chromium."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if not program:
-        pytest.skip("no chromium")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--window-size=1100,900"]
     process = subprocess.Popen(
-        [program, *flags, f"--user-data-dir={folder}", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [program(), *flags, f"--user-data-dir={folder}", address], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         port = wait_for(lambda: _port(folder))

@@ -65,7 +65,7 @@ def test_every_option_of_add_control_is_explained(jdmctl_command):
     """And the names that diffusers' training scripts use for the same things are accepted."""
     _, out, _ = jdmctl_command("add-control", "-h")
     aliases = "pretrained_model_name_or_path controlnet_model_name_or_path max_train_steps train_batch_size"
-    aliases += " learning_rate output_dir mixed_precision train_data_dir use_8bit_adam"
+    aliases += " learning_rate output_dir mixed_precision train_data_dir use_8bit_adam report_to"
     for alias in aliases.split():
         assert f"--{alias}" in out
 

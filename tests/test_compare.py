@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import browser
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -287,18 +288,21 @@ def test_from_the_command_to_the_report(compare, recipe):
     assert parser.counts["svg"] >= 6 and parser.counts["img"] == 1
     assert "No cell is missing" in html
 
-    if browser := shutil.which("chromium") or shutil.which("google-chrome"):
-        seen = Path("seen.png").resolve()
-        subprocess.run(
-            [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={seen}", "--window-size=1200,900",
-             Path("out/report.html").resolve().as_uri()], check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-        assert len(Image.open(seen).convert("RGB").getcolors(10**6)) > 50
-
     began = Path("out/jdm-0/recipe.yaml").stat().st_mtime_ns
     again = compare(*words)
     assert Path("out/jdm-0/recipe.yaml").stat().st_mtime_ns == began
     assert again["rows"] == done["rows"]
+
+
+@pytest.mark.slow
+def test_a_browser_draws_the_report(compare):
+    program, seen = browser.program(), Path("seen.png").resolve()
+    compare("--method", "jdm", "--num", "8")
+    subprocess.run(
+        [program, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={seen}", "--window-size=1200,900",
+         Path("out/report.html").resolve().as_uri()], check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert len(Image.open(seen).convert("RGB").getcolors(10**6)) > 50
 
 
 TASTE = """

@@ -12,13 +12,15 @@ from jdmctl.families.names import family_class, family_names
 from jdmctl.families.standins.write import STAND_INS
 
 _MLP = r"net\.0\.proj|net\.2"
+_PIXART = rf"transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.({_MLP}))|proj_out"
 # Layers that ComfyUI finds by `transformer.` and these names: comfy/lora.py and *_to_diffusers of comfy/utils.py.
 IN_COMFYUI = {
     "flux": r"(single_)?transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
     rf"|ff(_context)?\.({_MLP})|proj_mlp|proj_out)|proj_out",
     "sd3": r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|attn2\.(to_[qkv]|to_out\.0)"
     rf"|ff(_context)?\.({_MLP}))|proj_out",
-    "pixart_alpha": rf"transformer_blocks\.\d+\.(attn[12]\.(to_[qkv]|to_out\.0)|ff\.({_MLP}))|proj_out",
+    "pixart_alpha": _PIXART,
+    "pixart_sigma": _PIXART,
     # this one under its own modules' names (comfy/ldm/qwen_image/model.py)
     "qwen_image": r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)"
     rf"|(img|txt)_mlp\.({_MLP}))|proj_out",

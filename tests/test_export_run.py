@@ -295,7 +295,7 @@ def test_students_in_other_forms_and_families(form, tmp_path, jdmctl_command, mo
     assert ("prediction_type='sample'" in card) == (form == "weights")
 
 
-@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image", "z_image", "sana", "pixart_alpha"])
+@pytest.mark.parametrize("family", ["sd3", "flux", "qwen_image", "z_image", "sana", "pixart_alpha", "pixart_sigma"])
 def test_transformers_are_called_as_their_students_need(family, tmp_path, jdmctl_command, monkeypatch):
     """SD3's T5 cut to 32 tokens where its pipeline asks for 256, schnell's 256 for 512, Z-Image's guidance from 0, and
     sizes that pipelines would not take from their parts. SD3 is drawn in a process of its own, the others here.
@@ -309,7 +309,7 @@ def test_transformers_are_called_as_their_students_need(family, tmp_path, jdmctl
     else:
         run_plain_here(monkeypatch)
     model = {"family": family, "teacher": str(tmp_path / "teacher"), "student": str(student)}
-    has_pipeline = family != "pixart_alpha"
+    has_pipeline = not family.startswith("pixart")
     controls = ("canny",) if has_pipeline else ()
     run = finished_run(tmp_path / "run", student, "frozen" if has_pipeline else "full", controls, model)
     code, text, error = jdmctl_command("export", run, "-o", tmp_path / "out", "--json", "--check")

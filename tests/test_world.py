@@ -116,6 +116,14 @@ def test_no_lora_is_distilled_where_too_few_pictures_would_judge_it(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_build_says_how_to_measure_what_it_made(monkeypatch, jdmctl_command):
+    """The building's own numbers are of val: of the judges, not of teacher and student."""
+    monkeypatch.setattr("jdmctl.tinyworld.make.build_world", lambda *_: {"vae psnr": 30.0})
+    code, out, error = jdmctl_command("world", "build", "-o", "my world")
+    assert code == 0 and out == "vae psnr  30.0000\nworld: my world\n"
+    assert error.endswith(": JDMCTL_WORLD='my world' jdmctl world report\n")
+
+
 @pytest.mark.parametrize("where", ["photos", "."])
 def test_a_build_replaces_nothing_but_a_world(tmp_path, monkeypatch, where):
     """It would be gone at the end of the build, so that is said before its beginning."""

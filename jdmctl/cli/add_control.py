@@ -20,6 +20,7 @@ from jdmctl.cli.options import (
     RunOption,
     SeedOption,
     SetOption,
+    TrackOption,
     TrainDataOption,
 )
 from jdmctl.cli.output import Output, mode
@@ -54,6 +55,7 @@ def add_control(
     ] = None,
     precision: PrecisionOption = "",
     eight_bit: EightBitOption = False,
+    track: TrackOption = "",
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
     output: RunOption = None,
@@ -75,7 +77,7 @@ def add_control(
         **data_changes(data),
         "method": method,
         "objective.divergence": divergence,
-        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit),
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit, track),
         "training.lr_schedule": lr_schedule,
         "training.lr_warmup_steps": lr_warmup_steps,
     }

@@ -21,6 +21,7 @@ from jdmctl.cli.options import (
     RunOption,
     SeedOption,
     SetOption,
+    TrackOption,
     TrainDataOption,
 )
 from jdmctl.cli.output import Output, mode
@@ -56,6 +57,7 @@ def align(
     learning_rate: LearningRateOption = None,
     precision: PrecisionOption = "",
     eight_bit: EightBitOption = False,
+    track: TrackOption = "",
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
     output: RunOption = None,
@@ -80,7 +82,7 @@ def align(
         "objective.guidance": guidance,
         "objective.guidance_scale": guidance_scale,
         "objective.divergence": divergence,
-        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit),
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit, track),
     }
     given = {key: value for key, value in changes.items() if value not in ("", None, [])}
     with Output(mode(as_json, quiet)) as out:

@@ -20,6 +20,7 @@ from jdmctl.cli.options import (
     RunOption,
     SeedOption,
     SetOption,
+    TrackOption,
     TrainDataOption,
 )
 from jdmctl.cli.output import Output, mode
@@ -47,6 +48,7 @@ def distill(
     learning_rate: LearningRateOption = None,
     precision: PrecisionOption = "",
     eight_bit: EightBitOption = False,
+    track: TrackOption = "",
     seed: SeedOption = None,
     overrides: SetOption = [],  # noqa: B006
     output: RunOption = None,
@@ -69,7 +71,7 @@ def distill(
         "objective.gan_weight": gan_weight,
         "objective.guidance_scale": guidance_scale,
         "student.trainable": trainable,
-        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit),
+        **training_changes(num_steps, batch_size, learning_rate, precision, seed, eight_bit, track),
     }
     given = {key: value for key, value in changes.items() if value not in ("", None)}
     with Output(mode(as_json, quiet)) as out:

@@ -35,6 +35,10 @@ PrecisionOption = Annotated[str, typer.Option("--precision", "--mixed_precision"
 EightBitOption = Annotated[
     bool, typer.Option("--use-8bit-adam", "--use_8bit_adam", help="AdamW's moments in 8 bits, by bitsandbytes.")
 ]
+TrackOption = Annotated[
+    Literal["", "none", "tensorboard"],
+    typer.Option("--track", "--report_to", help="tensorboard: numbers and previews in its files too."),
+]
 SeedOption = Annotated[int | None, typer.Option(min=0, max=MAX_TRAINING_SEED, help="Of everything random.")]
 RunOption = Annotated[
     Path | None, typer.Option("--output", "-o", "--output_dir", help="Run folder; default runs/NAME.")

@@ -110,6 +110,7 @@ def training_changes(
     precision: str,
     seed: int | None,
     eight_bit: bool,
+    track: str,
 ) -> dict[str, Any]:
     """What the options of every training command change in a recipe; `no` is diffusers' word for fp32."""
     return {
@@ -117,6 +118,7 @@ def training_changes(
         "training.batch_size": batch_size,
         "training.learning_rate": learning_rate,
         "training.precision": "fp32" if precision == "no" else precision,
+        "training.tracker": track,
         "memory.optimizer": "adamw_8bit" if eight_bit else "",
         "seed": seed,
     }

@@ -95,6 +95,7 @@ _PIPELINES = {
     "stable_diffusion": "StableDiffusionPipeline",
     "sdxl": "StableDiffusionXLPipeline",
     "pixart_alpha": "PixArtAlphaPipeline",
+    "pixart_sigma": "PixArtSigmaPipeline",
     "sd3": "StableDiffusion3Pipeline",
     "flux": "FluxPipeline",
     "sana": "SanaPipeline",
@@ -104,7 +105,8 @@ _PIPELINES = {
 _TABLE = {"_class_name": "DDIMScheduler", "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 _FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 _SCHEDULERS: dict[str, dict[str, Any]] = {
-    family: _TABLE if family in ("stable_diffusion", "sdxl", "pixart_alpha") else _FLOW for family in _PIPELINES
+    family: _TABLE if family in ("stable_diffusion", "sdxl", "pixart_alpha", "pixart_sigma") else _FLOW
+    for family in _PIPELINES
 }
 
 

@@ -17,6 +17,7 @@ from jdmctl.sampling import grid
 from jdmctl.training.atomic import writing
 from jdmctl.training.curve import draw_curve
 from jdmctl.training.records import add_record
+from jdmctl.training.tracking import EventFiles
 from jdmctl.types import Batch, Codec, Student
 
 _PREVIEW_ROWS = 4
@@ -130,6 +131,7 @@ class RunObserver:
     folder: Path
     validation: Measure
     show: Callable[[Mapping[str, Any]], None]
+    events: EventFiles | None = None  # where numbers and previews go too
 
     def log(self, record: dict[str, Any]) -> None:
         if record["event"] == "validation":
@@ -146,6 +148,8 @@ class RunObserver:
             curve = self.folder / "curve.png"
             with writing(curve):
                 draw_curve(metrics, curve)
+        if self.events:
+            self.events.write(record)
         self.show(record)
 
     def validate(self) -> dict[str, float]:
@@ -153,7 +157,9 @@ class RunObserver:
 
     def preview(self, name: str) -> None:
         """previews/step-000100.png"""
-        path = self.folder / "previews" / f"{name}.png"
+        path, sheet = self.folder / "previews" / f"{name}.png", self.validation.sheet()
         with writing(path):
             path.parent.mkdir(exist_ok=True)
-            self.validation.sheet().save(path)
+            sheet.save(path)
+        if self.events:
+            self.events.show(sheet)

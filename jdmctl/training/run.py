@@ -1,6 +1,6 @@
 """A run folder from its beginning to the weights it leaves behind.
 
-recipe.yaml  metrics.jsonl  curve.png  previews/  checkpoints/  controlnet/
+recipe.yaml  metrics.jsonl  curve.png  previews/  checkpoints/  controlnet/; tensorboard/ if it is asked for
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from jdmctl.training.loop import fit
 from jdmctl.training.observer import Measure, RunObserver
 from jdmctl.training.plan import BatchSource, Settings, Stage
 from jdmctl.training.state import Stateful
+from jdmctl.training.tracking import EventFiles
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -39,6 +41,7 @@ class Run:
     validation: Measure
     extra: Mapping[str, Stateful]
     products: Mapping[str, Callable[[Path], None]]  # folder name -> writes the weights into it
+    is_tracked: bool = False  # by event files for TensorBoard
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
@@ -86,17 +89,18 @@ def train(
         if accelerator.is_main_process:
             write_text(folder / RECIPE_FILE, run.recipe)
 
-    state = fit(
-        run.stages,
-        run.batches,
-        run.settings,
-        accelerator=accelerator,
-        checkpoints=checkpoints,
-        observer=RunObserver(folder, run.validation, show),
-        extra=run.extra,
-        resume=resume,
-        on_ready=keep_recipe,  # what cannot go on is refused before its recipe is replaced
-    )
+    with closing(EventFiles(folder / "tensorboard")) if run.is_tracked else nullcontext() as events:
+        state = fit(
+            run.stages,
+            run.batches,
+            run.settings,
+            accelerator=accelerator,
+            checkpoints=checkpoints,
+            observer=RunObserver(folder, run.validation, show, events),
+            extra=run.extra,
+            resume=resume,
+            on_ready=keep_recipe,  # what cannot go on is refused before its recipe is replaced
+        )
     extra = {key: item.state_dict() for key, item in run.extra.items()}
     of_products = metadata | {f"jdmctl_{key}": json.dumps(value) for key, value in extra.items()}
     if accelerator.is_main_process:
