@@ -38,7 +38,7 @@ def trained(cell: Cell, minutes: float, score: float) -> None:
     records = [step | {"step": 50}, validation, step | {"step": 100}]
     (cell.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     cost = OF_DSM if cell.recipe.method == "dsm" else OF_OTHERS
-    values = {"counted": counting._COUNTED, **asdict(cost)}
+    values = {"counted": counting.what_is_counted(cell), **asdict(cost)}
     cell.folder.with_name(f"{cell.name}.cost.json").write_text(json.dumps(values))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -19,12 +20,13 @@ from jdmctl.comparison.owners import Owners
 from jdmctl.errors import JdmError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.heads import RatioCritic
+from jdmctl.recipe_files import to_yaml
 from jdmctl.training.atomic import write_text
 from jdmctl.training.attention import training_attention
 from jdmctl.training.run import make_accelerator
 from jdmctl.types import Batch, Step
 
-_COUNTED = "a whole batch, with attention and the critic, by part"  # what was kept when less was counted is not read
+_COUNTED = "a whole batch, with attention and the critic, by part"
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,21 @@ def training_cost(step: Step, piece_of: Callable[[str], Batch], pieces: int = 1)
 
 
 def cell_cost(cell: Cell) -> Cost:
-    """Of a cell's main stage, counted once on a piece of one batch and kept beside its folder."""
-    file = cell.folder.with_name(f"{cell.folder.name}.cost.json")
+    """Of a cell's main stage, counted once on a piece of one batch and kept beside its folder, of this recipe alone."""
+    file, counted = cell.folder.with_name(f"{cell.folder.name}.cost.json"), what_is_counted(cell)
     values = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if values.pop("counted", "") != _COUNTED:
+    if values.pop("counted", "") != counted:
         run = build_run(cell.recipe, make_accelerator("cpu", "fp32"))
         pieces = run.settings.gradient_accumulation_steps
         values = asdict(training_cost(run.stages[-1].step, lambda phase: run.batches.batch(phase, 0, 0), pieces))
-        write_text(file, json.dumps({"counted": _COUNTED, **values}) + "\n")
+        write_text(file, json.dumps({"counted": counted, **values}) + "\n")
     passes = {name: (there, back) for name, (there, back) in values["passes"].items()}
     return Cost(passes, values["flops"], values["parts"])
+
+
+def what_is_counted(cell: Cell) -> str:
+    """What a kept cost is of; another is counted again."""
+    return f"{_COUNTED}; {hashlib.sha256(to_yaml(cell.recipe).encode()).hexdigest()}"
 
 
 def countable_cost(cell: Cell) -> Cost | None:
