@@ -15,6 +15,7 @@ from jdmctl.build_run import build_run
 from jdmctl.cli.plan import plan
 from jdmctl.errors import JdmError
 from jdmctl.families.offload import offloaded_weights
+from jdmctl.families.published import find_published, parameter_bytes, published
 from jdmctl.families.standins.write import STAND_INS
 from jdmctl.objectives.guidance import Guided
 from jdmctl.recipe_files import load_recipe, parse_recipe
@@ -139,6 +140,35 @@ def test_sd_turbo_before_it_is_downloaded(in_tiny_world, capsys):
     assert 300e6 < record["weights_bytes"]["control branches"] / 4 < 400e6
     assert record["optimizer_bytes"] > 8 * 300e6
     assert 80 in record["fits_gib"] and 8 not in record["fits_gib"]
+
+
+SIGMA = "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"  # of which no student is published
+PLANNED = {
+    "sana_sprint/canny": [],
+    "tiny/distill": [
+        "model.family=pixart_sigma",
+        f"model.teacher={SIGMA}",
+        "data={source: prompts, path: prompts.txt}",
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_published_model_has_a_plan(name):
+    """Its teacher holds as many parameters as are published, at two bytes each or at four, and beside them tables of
+    places and norms that stay in float32: less than three hundredths. Each phase and the validation have a peak. Of
+    one picture, to save time."""
+    one = ["training.batch_size=1", "training.gradient_accumulation_steps=1"]
+    recipe = load_recipe(name, [*PLANNED[name], *one])
+    planned = plan_memory(recipe)
+    teacher = find_published(recipe.model.teacher)
+    count = parameter_bytes(published().components[teacher.backbone].build(), 1)
+    bytes_each = 4 if recipe.memory.frozen_precision == "fp32" else 2
+    assert 1 <= planned.weights["teacher"] / (count * bytes_each) < 1.03
+    assert planned.working.keys() >= {"fake_score", "student", "validation"}
+    assert all(one.peak > 0 for one in planned.working.values())
 
 
 @pytest.mark.parametrize("family", ["qwen_image", "z_image"])
