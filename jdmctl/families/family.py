@@ -194,7 +194,7 @@ class Family(FamilyHooks):
     def teacher_through(self, branches: Mapping[str, nn.Module]) -> DiffusionDenoiser:
         """The teacher, its weights held once, as one that sees conditions through these branches alone."""
         seeing = double(self.teacher)
-        seeing.branches = nn.ModuleDict(branches)
+        seeing.schedule, seeing.branches = self.schedule, nn.ModuleDict(branches)
         return seeing
 
     def quick_codec(self, source: str | Path) -> QuickCodec:
