@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from jdmctl.build import absent
 from jdmctl.build_check import check_data, check_options
+from jdmctl.build_stand_ins import absent
 from jdmctl.cli import app as cli
 from jdmctl.data.formats import find_format
 from jdmctl.errors import JdmError

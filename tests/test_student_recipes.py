@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from jdmctl.build import build_roles, count_parameters, with_stand_ins
+from jdmctl.build import build_roles, count_parameters
+from jdmctl.build_stand_ins import with_stand_ins
 from jdmctl.recipe_files import load_recipe, packaged_recipes
 
 NAMES = [name for name in packaged_recipes() if not name.startswith("tiny/")]
