@@ -104,11 +104,17 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_world, photos, tmp_path):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 @pytest.mark.parametrize(
-    "optimizer",
-    ["adamw", pytest.param("adamw_8bit", marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="8bit"))],
+    ("optimizer", "furthest"),
+    [
+        ("adamw", 1e-4),
+        pytest.param(
+            "adamw_8bit", 4.5e-4, marks=pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the extra 8bit")
+        ),
+    ],
 )
-def test_two_processes_train_like_one(tiny_world, photos, tmp_path, optimizer):
-    """Same global batch, so the same gradients up to the order of summation: 1e-4 after 20 steps."""
+def test_two_processes_train_like_one(tiny_world, photos, tmp_path, optimizer, furthest):
+    """Same global batch, so the same gradients up to the order of summation: 1e-4 after 20 steps. In 8 bits a moment
+    between two codes may fall to either, which changes its weight by one update at most: 1e-4 / sqrt(1 - 0.95)."""
     env = environment(tiny_world, tmp_path / "cache")
     changes = ("training.num_steps=20", "training.save_every_steps=20", "training.learning_rate=1e-4")
     changes += (f"memory.optimizer={optimizer}",)
@@ -123,6 +129,6 @@ def test_two_processes_train_like_one(tiny_world, photos, tmp_path, optimizer):
     a, b = weights(one), weights(two)
     assert a.keys() == b.keys()
     compared = [name for name in a if name.startswith(("weights", "average", "product"))]
-    assert max((a[name] - b[name]).abs().max().item() for name in compared) < 1e-4
+    assert max((a[name] - b[name]).abs().max().item() for name in compared) < furthest
     moved = [name for name in a if name.startswith("product controlnet_mid_block")]  # zero at the start
     assert max(a[name].abs().max().item() for name in moved) > 1e-4
