@@ -219,7 +219,7 @@ def test_cells_are_built_there(monkeypatch):
     devices = opened(monkeypatch)
     built = recorded(monkeypatch, scoring, "build_controls", "build_family", "build_trained")
     plain = ["method=dsm", "controls.canny.init=student", "training.dsm_warmup_steps=0"]
-    dsm = MagicMock(label="dsm", is_done=True, recipe=load_recipe("tiny/canny", plain))
+    dsm = MagicMock(label="dsm", called="ControlNet plugged in", is_done=True, recipe=load_recipe("tiny/canny", plain))
     dsm.branches.return_value, dsm.history.return_value.seconds = {"canny": "folder"}, 60.0
     found = scoring.score([dsm], Asked(device="cuda"), MorePasses((2,)), "", lambda text: None)
     assert [one.method for one in found.drawn][3:] == ["ControlNet plugged in", "ControlNet 2 steps"]
