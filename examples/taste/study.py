@@ -64,10 +64,9 @@ ARMS = {
     "jdm, in a hurry, falling rate": Arm("training.num_steps", (16, 18, 24), ("rewards.0.ratio=1", *_FALLING)),
     "jdm, in a great hurry, falling rate": Arm("training.num_steps", (8, 10, 12), ("rewards.0.ratio=2", *_FALLING)),
     "jdm, in a great hurry, falling rate, momentum": Arm(
-        "training.num_steps", (9, 10, 11), ("rewards.0.ratio=2", *_FALLING, _MOMENTUM)
+        "training.num_steps", (10, 11), ("rewards.0.ratio=2", *_FALLING, _MOMENTUM)
     ),
-    "jdm with GAN": Arm("rewards.0.ratio", (0.375, 0.5, 0.75), _WITH_GAN),
-    "jdm with GAN, in a hurry": Arm("training.num_steps", (40, 60), ("rewards.0.ratio=1", *_WITH_GAN)),
+    "jdm with GAN": Arm("rewards.0.ratio", (0.375,), _WITH_GAN),
     "jdm, guidance apart": Arm("rewards.0.ratio", (0.125, 0.25, 0.5), ("objective.guidance=decoupled",)),
     "reward only": Arm("training.num_steps", (4, 8, 16), _WITHOUT),
     "reward only, falling rate": Arm("training.num_steps", (6, 8), (*_WITHOUT, "training.lr_schedule=linear")),
