@@ -12,7 +12,7 @@ import yaml
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
 from jdmctl.families.folders import read_config
 from jdmctl.families.published import find_published
-from jdmctl.families.students import Student, student_at, students
+from jdmctl.families.students import COMMON_STEMS, Student, student_at, students
 from jdmctl.families.tensors import PIXART, families_of, text_width
 from jdmctl.weights import Header, read_header
 
@@ -225,20 +225,17 @@ def _known_file(place: Path) -> tuple[str, str]:
     return "", ""
 
 
-_COMMON_STEMS = ("pytorch_lora_weights", "pytorch_model", "diffusion_pytorch_model")  # of files of any model
-
-
 def _is_its_file(file: Path, student: Student) -> bool:
     """By a name that no other has; a pickle that was saved again as safetensors keeps its stem."""
     own = Path(student.file)
     same = file.stem == own.stem if student.pickle else file.name == own.name
-    return same and own.stem not in _COMMON_STEMS
+    return same and own.stem not in COMMON_STEMS
 
 
 def _is_its_place(path: Path, name: str, student: Student) -> bool:
     """A file of a common name, or its folder, within a folder called like the student or its repository."""
     own = Path(student.file)
-    if own.stem not in _COMMON_STEMS:
+    if own.stem not in COMMON_STEMS:
         return False
     inner = own.with_suffix("").parts
     file = path / own.stem if path.is_dir() else path.with_suffix("")

@@ -19,7 +19,7 @@ FACTS = ("teacher", "steps", "timestep", "prediction", "guidance_scale", "schedu
 Url = Annotated[str, Field(pattern=r"^https://\S+$")]
 
 
-_COMMON_STEMS = ("pytorch_lora_weights", "pytorch_model", "diffusion_pytorch_model")
+COMMON_STEMS = ("pytorch_lora_weights", "pytorch_model", "diffusion_pytorch_model")  # of files of any model
 
 
 class Strict(BaseModel):
@@ -158,7 +158,7 @@ def student_called(name: str) -> Student | None:
     found = [
         one for one in students().values() if stem in (PurePath(file).stem for file in (one.file, *one.checkpoints))
     ]
-    return found[0] if len(found) == 1 and stem not in _COMMON_STEMS else None
+    return found[0] if len(found) == 1 and stem not in COMMON_STEMS else None
 
 
 def source(student: Student, fact: str) -> str:
