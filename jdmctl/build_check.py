@@ -34,7 +34,7 @@ def check_data(recipe: Recipe) -> None:
         PromptList(data.path)
         return
     name = require_there(data.path, data.format)
-    if name == "imagefolder" and data.source == "conditions":
+    if name == "maps" and data.source == "conditions":
         require_options(name, read_options(data))
         ConditionFolder(data.path, [control.name for control in recipe.controls], resolution_px=1)
     elif name in PLAIN:

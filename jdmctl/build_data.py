@@ -68,13 +68,13 @@ def build_samples(recipe: Recipe, family: Any, controls: Mapping[str, Control], 
             return Split(*split(PromptSamples(PromptList(data.path)), data.num_samples, num))
         drawn = _student_pictures(recipe, family, device)
         return Split(*split(PictureSamples(drawn, extract), data.num_samples, num))
-    if data.source == "conditions" and (data.format or find_format(data.path)) == "imagefolder":
+    if data.source == "conditions" and (data.format or find_format(data.path)) == "maps":
         if data.buckets:
             raise RecipeError(
-                "data.buckets are for pictures, and condition maps of an imagefolder have none",
+                "data.buckets are for pictures, and condition maps alone have none",
                 hint="--set data.buckets=false",
             )
-        require_options("imagefolder", read_options(data))
+        require_options("maps", read_options(data))
         maps = ConditionFolder(data.path, list(controls), family.resolution_px)
         return Split(*split(MapSamples(maps), data.num_samples, num, shown=maps.shown))
     rows = open_rows(data.path, read_options(data), data.format)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,23 @@ def plan_memory(recipe: Recipe) -> MemoryPlan:
     """
     for _ in range(_TRIES):
         try:
-            with ProcessPoolExecutor(1, get_context("spawn"), initializer=_say_nothing) as process:
+            with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin) as process:
                 return process.submit(_played, recipe).result()
         except BrokenProcessPool:
             continue
     raise JdmError(f"torch crashed {_TRIES} times while it played the plan", hint="the same command again")
 
 
-def _say_nothing() -> None:
-    """What torch warns of, and the last words of a crash, tell a user nothing."""
+def _begin() -> None:
+    """What torch warns of, and a crash's last words, tell a user nothing. It ends with its parent, killed or not."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _played(recipe: Recipe) -> MemoryPlan:

@@ -30,7 +30,8 @@ from jdmctl.build_quality import build_approval, build_quality, validation_batch
 from jdmctl.controls.base import Control
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
-from jdmctl.recipe_files import to_yaml
+from jdmctl.recipe_files import WORLD_FILE, to_yaml, world_in_use
+from jdmctl.tinyworld.world import is_of_world
 from jdmctl.training.adamw import AdamW, eight_bit
 from jdmctl.training.batches import Batches, Samples
 from jdmctl.training.calibration import Balance
@@ -138,6 +139,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         extra=extra,
         products=_products(recipe, family),
         is_tracked=training.tracker == "tensorboard",
+        beside={WORLD_FILE: world_in_use()} if is_of_world(recipe.model.teacher) else {},
     )
 
 

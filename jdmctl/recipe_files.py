@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import re
+import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +20,8 @@ from pydantic_core import ErrorDetails
 from jdmctl.errors import RecipeError
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_sections import Section
+
+WORLD_FILE = "world.txt"  # of a run folder: which embedded world it is of; empty: the shipped one
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     name: kind
@@ -79,8 +83,9 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_values(name: str) -> dict[str, Any]:
-    """A recipe's plain values, unchecked. Raises RecipeError if it is no YAML mapping."""
+    """A recipe's plain values, unchecked. Raises RecipeError if it is no YAML mapping, or of a run in another world."""
     path = find_recipe(name)
+    _require_its_world(path.parent)
     values = read_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise RecipeError(
@@ -88,6 +93,24 @@ def read_values(name: str) -> dict[str, Any]:
             hint="jdmctl recipes show tiny/canny   shows one",
         )
     return values
+
+
+def world_in_use() -> str:
+    """The folder that JDMCTL_WORLD names, absolute; '' for the shipped one."""
+    folder = os.environ.get("JDMCTL_WORLD", "")
+    return str(Path(folder).absolute()) if folder else ""
+
+
+def _require_its_world(run: Path) -> None:
+    """In another world a run's `tiny` would silently mean other models."""
+    file = run / WORLD_FILE
+    if not file.is_file() or (own := file.read_text(encoding="utf-8").strip()) == world_in_use():
+        return
+    raise RecipeError(
+        f"{run} was made in {own or 'the shipped world'}, and {world_in_use() or 'the shipped one'} is in use",
+        hint=(f"export JDMCTL_WORLD={shlex.quote(own)}" if own else "unset JDMCTL_WORLD")
+        + f", or, if it is the same world at another place, delete {file}",
+    )
 
 
 def parse_recipe(

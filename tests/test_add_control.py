@@ -222,6 +222,21 @@ def test_lora_on_the_student_is_saved_beside_the_branch(in_tiny_world, add_contr
     assert Path("run/controlnet/config.json").exists()
 
 
+def test_a_run_is_of_its_world(in_tiny_world, photos, add_control, tiny_world, monkeypatch):
+    """In another, `tiny` in its recipe would mean other models."""
+    words = ["--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", photos]
+    add_control(*words, *SET, "-o", "run")
+    assert load_recipe("run").model.student == "tiny"
+    monkeypatch.delenv("JDMCTL_WORLD")
+    with pytest.raises(JdmError, match="the shipped one is in use") as caught:
+        load_recipe("run")
+    assert f"export JDMCTL_WORLD={tiny_world}" in caught.value.hint
+    monkeypatch.setenv("JDMCTL_WORLD", str(tiny_world))
+    Path("run/world.txt").write_text("\n")
+    with pytest.raises(JdmError, match="made in the shipped world"):
+        load_recipe("run")
+
+
 def test_two_controls_leave_a_branch_each(in_tiny_world, photos, add_control):
     add_control(
         "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--control", "depth", "--data", photos,

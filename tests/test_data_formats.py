@@ -23,10 +23,12 @@ from jdmctl.cli.app import app
 from jdmctl.cli.training import data_changes
 from jdmctl.data.conditionfolder import ConditionFolder
 from jdmctl.data.formats import find_format, open_rows
+from jdmctl.data.meaning import meaning_of
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import Packed, read_image, size_of
 from jdmctl.data.rows import PairedPictures, Pictures
 from jdmctl.errors import BadInputError
+from jdmctl.recipe_sections import Data
 
 
 @pytest.fixture
@@ -302,7 +304,7 @@ def test_inspect_kohya_and_prompts(tmp_path, monkeypatch):
     assert isinstance(run(monkeypatch, tmp_path, tmp_path / "data", "--format", "x").exception, BadInputError)
 
 
-def test_inspect_says_what_a_run_would_use(tmp_path, monkeypatch):
+def test_inspect_says_what_a_run_would_use(tmp_path, monkeypatch, options):
     """Conditions where they are sure to be; and how to ask for the others."""
     save(tmp_path / "maps" / "a.png", png(0))
     save(tmp_path / "maps" / "metadata.jsonl", '{"conditioning_image": "a.png", "text": "a"}')
@@ -310,7 +312,7 @@ def test_inspect_says_what_a_run_would_use(tmp_path, monkeypatch):
     save(tmp_path / "both" / "metadata.jsonl", '{"file_name": "a.png", "conditioning_image": "a.png", "text": "a"}')
     shards, pairs = write_shards(tmp_path / "shards"), write_fill50k(tmp_path / "pairs")
     for folder, source, other in (
-        (tmp_path / "maps", "conditions", "images"),
+        (tmp_path / "maps", "conditions", ""),
         (tmp_path / "both", "conditions", "images"),
         (shards, "images", "conditions"),
         (pairs, "conditions", "images"),
@@ -320,7 +322,25 @@ def test_inspect_says_what_a_run_would_use(tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
         found = json.loads(done.output)
         assert (found["source"], found["conditions"]) == (source, ["conditioning_image"])
-        assert f"--set data.source={other}" in run(monkeypatch, tmp_path, folder).output
+        told = run(monkeypatch, tmp_path, folder).output
+        assert f"--set data.source={other}" in told if other else "without pictures" in told
+    with pytest.raises(BadInputError, match="condition maps and no pictures"):
+        open_rows(str(tmp_path / "maps"), options)
+
+
+def test_maps_of_an_imagefolder_come_with_their_pictures(tmp_path, options):
+    """What needs pictures, such as a critic, then has them: maps alone are another format."""
+    save(tmp_path / "a.png", png(255))
+    save(tmp_path / "b.png", png(51))
+    row = {"file_name": "a.png", "conditioning_image": "b.png", "text": "a"}
+    save(tmp_path / "metadata.jsonl", json.dumps(row))
+    pairs = PairedPictures(open_rows(str(tmp_path), options), ["canny"], 8, str(tmp_path))
+    assert pairs.image(0).mean() == 1 and pairs.conditions(0)["canny"].mean() == pytest.approx(0.2)
+    meaning = meaning_of(str(tmp_path))
+    assert Data(source=meaning.source, path=meaning.path, format=meaning.format).has_pictures
+    save(tmp_path / "metadata.jsonl", f'{json.dumps(row)}\n{{"file_name": "a.png", "text": "a"}}')
+    with pytest.raises(BadInputError, match='line 2: no "conditioning_image"'):
+        open_rows(str(tmp_path), options)
 
 
 def test_a_metadata_file_means_its_folder_and_no_other_list_of_pictures_is_a_list_of_prompts(tmp_path):

@@ -51,7 +51,7 @@ def test_data_of_every_source_is_looked_for(tmp_path, monkeypatch):
         ("{source: images, path: ./photos}", "no folder ./photos"),
         ("{source: images, path: photos, format: kohya}", "no folder photos"),
         ("{source: images, path: photos, format: parquet}", "no folder photos"),
-        ("{source: images, path: maps}", "line 1"),
+        ("{source: images, path: maps}", "maps and no pictures"),
         ("{source: conditions, path: maps}", "line 1: .* no file maps.a.png"),
     ):
         with pytest.raises(JdmError, match=message):

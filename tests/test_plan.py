@@ -2,7 +2,11 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +30,7 @@ from jdmctl.training.state import TrainingState
 SMALL = ["training.batch_size=4", "data.num_samples=8", "data.num_validation_samples=4"]
 LORA = "fake_score.trainable=lora"
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="the extra 8bit")
+WAIT = 60  # seconds, far more than it takes
 OFFLOAD = "memory.offload=true"
 EIGHT_BIT = "memory.optimizer=adamw_8bit"
 LATENTS = "memory.cache_latents=true"
@@ -232,6 +237,37 @@ def test_kept_latents_take_the_encoder_out_of_the_plan(in_tiny_world):
     assert encoding.weights["VAE"] - kept.weights["VAE"] == sum(weight.nbytes for weight in away) > 0
     assert encoding.working.keys() == {"dsm", "validation"}
     assert kept.working.keys() == {"dsm", "new latents", "validation"}
+
+
+def test_the_process_that_plays_ends_with_its_parent():
+    """Killed, the parent cannot end it; played plans take gigabytes."""
+    played = (
+        f"import time; from jdmctl import build_plan; build_plan._begin(); print('up', flush=True); time.sleep({WAIT})"
+    )
+    script = (
+        "from multiprocessing import get_context; import time\n"
+        f"child = get_context('spawn').Process(target=exec, args=({played!r},)); child.start()\n"
+        f"print(child.pid, flush=True); time.sleep({WAIT})"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child, up = int(parent.stdout.readline()), parent.stdout.readline()
+    assert up == "up\n"
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not is_running(child):
+            break
+        time.sleep(0.1)
+    assert not is_running(child)
+
+
+def is_running(pid: int) -> bool:
+    """A process that has ended and that nobody waited for is not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
 
 
 def test_an_unknown_model_is_told(in_tiny_world):

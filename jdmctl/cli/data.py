@@ -69,8 +69,9 @@ def _conditions(found: dict[str, Any]) -> str:
         return "none; they are extracted from the pictures"
     if found["source"] == "images":
         return f"extracted from the pictures; to take {columns} instead: --set data.source=conditions"
-    without = ", without pictures" if found["format"] == "imagefolder" else ""
-    return f"{columns}{without}; to extract them from pictures instead: --set data.source=images"
+    if found["format"] == "maps":
+        return f"{columns}, without pictures"
+    return f"{columns}; to extract them from the pictures instead: --set data.source=images"
 
 
 def _on_a_line(caption: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from jdmctl.data.imagefolder import find_metadata
+from jdmctl.data.imagefolder import condition_columns, find_metadata
 from jdmctl.data.metadata import Row, first_problem, problem_of_file, problem_of_text, read_rows
 from jdmctl.data.pictures import read_image, require_fit
 from jdmctl.data.rows import ListedRows
@@ -56,13 +56,15 @@ class ConditionFolder:
         return {control: read_image(file, self._resolution_px) for control, file in files.items()}
 
 
-def read_maps(folder: Path, columns: Sequence[str]) -> ListedRows:
-    """The rows of such a folder with the columns that are named; the first also stands for the picture.
+def read_maps(folder: Path) -> ListedRows:
+    """The rows of such a folder with the columns that its first row has, the first of which stands for the picture.
 
     Raises BadInputError with all rows that are wrong.
     """
+    file = find_metadata(folder)
+    columns = condition_columns(file)
     rows = read_rows(
-        find_metadata(folder),
+        file,
         lambda row: first_problem((*(problem_of_file(row, key, folder) for key in columns), problem_of_text(row))),
     )
     others = {column: [folder / row[column] for row in rows] for column in columns}

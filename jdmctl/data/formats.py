@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = {  # name -> reader of a path
     "imagefolder": "imagefolder:read_imagefolder",
+    "maps": "conditionfolder:read_maps",
     "controlnet": "controlnet:read_controlnet",
     "videox": "videox:read_videox",
     "kohya": "kohya:read_kohya",
@@ -27,8 +28,8 @@ FORMATS = {  # name -> reader of a path
     "webdataset": "shards:read_shards",
 }
 CONDITION = "conditioning_image"  # the column's name in diffusers; `conditioning_image_canny` where there are several
-WITH_CONDITIONS = ("controlnet", "videox", "parquet", "saved", "hub", "webdataset")  # beside their pictures
-PLAIN = ("imagefolder", "controlnet", "videox", "kohya")  # readers that take a path and nothing else
+WITH_CONDITIONS = ("imagefolder", "controlnet", "videox", "parquet", "saved", "hub", "webdataset")  # and pictures
+PLAIN = ("imagefolder", "maps", "controlnet", "videox", "kohya")  # readers that take a path and nothing else
 _OPTIONS = {  # of ReadOptions, those that a reader heeds, as recipes call them
     "parquet": ("image_column", "text_column", "split", "streaming"),
     "hub": ("image_column", "text_column", "split", "streaming"),
@@ -37,7 +38,7 @@ _OPTIONS = {  # of ReadOptions, those that a reader heeds, as recipes call them
 }
 _ELSEWHERE = ("hub", "webdataset")  # which may be anywhere
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w-][\w.-]*")
-_KNOWN = "imagefolder with metadata.jsonl, prompt.json, VideoX json, captions beside pictures, parquet, tar shards"
+_KNOWN = "metadata.jsonl with pictures or maps, prompt.json, VideoX json, captions beside pictures, parquet, tar shards"
 
 
 def open_rows(path: str, options: ReadOptions, format: str = "") -> Rows:
@@ -48,6 +49,10 @@ def open_rows(path: str, options: ReadOptions, format: str = "") -> Rows:
     """
     name = require_there(path, format)
     require_options(name, options)
+    if name == "maps":
+        raise BadInputError(
+            f"{path} holds condition maps and no pictures", hint="train on the maps: --set data.source=conditions"
+        )
     module, _, reader = FORMATS[name].partition(":")
     read = getattr(import_module(f"jdmctl.data.{module}"), reader)
     if name in PLAIN:
@@ -111,10 +116,12 @@ def is_known(path: str) -> bool:
 
 
 def _of_folder(folder: Path) -> str:
+    from jdmctl.data.imagefolder import picture_columns
     from jdmctl.data.videox import is_list
 
     if (folder / "metadata.jsonl").is_file():
-        return "imagefolder"
+        columns = picture_columns(folder / "metadata.jsonl")
+        return "maps" if columns and "file_name" not in columns else "imagefolder"
     if (folder / "prompt.json").is_file():
         return "controlnet"
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import first_problem, problem_of_file, problem_of_text, read_rows
 from jdmctl.data.rows import ListedRows, Pictures
 from jdmctl.errors import BadInputError
@@ -12,13 +14,20 @@ from jdmctl.errors import BadInputError
 def read_imagefolder(folder: Path) -> ListedRows:
     """`metadata.jsonl` beside the pictures, one {"file_name": "a.png", "text": "a red cube"} a line.
 
-    Raises BadInputError with all rows that are wrong.
+    Columns of condition pictures that the first row has all rows must have. Raises BadInputError with all rows that are
+    wrong.
     """
+    file = find_metadata(folder)
+    conditions = condition_columns(file)
+    keys = ("file_name", *conditions)
     rows = read_rows(
-        find_metadata(folder),
-        lambda row: first_problem((problem_of_file(row, "file_name", folder), problem_of_text(row))),
+        file, lambda row: first_problem((*(problem_of_file(row, key, folder) for key in keys), problem_of_text(row)))
     )
-    return ListedRows([folder / row["file_name"] for row in rows], [row["text"] for row in rows])
+    return ListedRows(
+        files=[folder / row["file_name"] for row in rows],
+        texts=[row["text"] for row in rows],
+        others={column: [folder / row[column] for row in rows] for column in conditions},
+    )
 
 
 class ImageFolder(Pictures):
@@ -26,6 +35,28 @@ class ImageFolder(Pictures):
 
     def __init__(self, path: str | Path, resolution_px: int) -> None:
         super().__init__(read_imagefolder(Path(path)), resolution_px)
+
+
+def condition_columns(file: Path) -> list[str]:
+    """Columns of condition pictures that the first row of a metadata.jsonl has."""
+    return [column for column in picture_columns(file) if column != "file_name"]
+
+
+def picture_columns(file: Path) -> list[str]:
+    """Of the first row, those that name pictures.
+
+    None where no such file is, or its first row is not an object: reading the rows tells of that.
+    """
+    if not file.is_file():
+        return []
+    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        first = next((line for line in lines if line.strip()), "")
+    try:
+        row = json.loads(first)
+    except json.JSONDecodeError:
+        return []
+    columns = row if isinstance(row, dict) else {}
+    return [column for column in columns if column == "file_name" or column.startswith(CONDITION)]
 
 
 def find_metadata(folder: Path) -> Path:

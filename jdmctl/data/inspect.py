@@ -8,7 +8,7 @@ from typing import Any
 
 from jdmctl.data.conditionfolder import read_maps
 from jdmctl.data.formats import open_rows, require_options
-from jdmctl.data.meaning import condition_columns, meaning_of
+from jdmctl.data.meaning import meaning_of
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import SMALLEST_PX, read_image, require_fit, size_of
 from jdmctl.data.prompts import PromptList
@@ -72,9 +72,7 @@ def inspect(path: str, options: ReadOptions, format: str = "", num_opened: int =
 
 
 def _rows(path: str, options: ReadOptions, format: str) -> Rows:
-    """Of an imagefolder with condition pictures these alone, as training reads it."""
-    columns = condition_columns(path) if format == "imagefolder" else []
-    if not columns:
+    if format != "maps":
         return open_rows(path, options, format)
     require_options(format, options)
-    return read_maps(Path(path), columns)
+    return read_maps(Path(path))

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Run:
     extra: Mapping[str, Stateful]
     products: Mapping[str, Callable[[Path], None]]  # folder name -> writes the weights into it
     is_tracked: bool = False  # by event files for TensorBoard
+    beside: Mapping[str, str] = field(default_factory=dict)  # file name -> text, written with the recipe
 
 
 def make_accelerator(device: str, precision: str) -> Accelerator:
@@ -87,7 +88,8 @@ def train(
 
     def keep_recipe() -> None:
         if accelerator.is_main_process:
-            write_text(folder / RECIPE_FILE, run.recipe)
+            for name, text in {**run.beside, RECIPE_FILE: run.recipe}.items():
+                write_text(folder / name, text)
 
     with closing(EventFiles(folder / "tensorboard")) if run.is_tracked else nullcontext() as events:
         state = fit(
