@@ -22,7 +22,7 @@ from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.identify import lone_file
 from jdmctl.families.names import family_class
-from jdmctl.families.students import student_at, student_called
+from jdmctl.families.students import student_at, student_of_file, students
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
 from jdmctl.objectives.guidance import ControlGuided, Guided, PromptGuidance
@@ -72,7 +72,7 @@ def picture_side(model: Model) -> int | None:
     file = str(lone_file(Path(path)) or path) if path else ""
     if model.resolution_px or not file.endswith(".safetensors"):
         return model.resolution_px
-    known = student_at(path) or student_called(Path(file).name)
+    known = student_at(path) or students().get(student_of_file(Path(file).absolute())[0])
     return known.resolution_px if known and known.family == model.family else None
 
 

@@ -218,6 +218,14 @@ def test_a_known_file_on_the_hub_is_known_without_it():
     assert known_student("nobody/nothing") is None
 
 
+def test_a_whole_checkpoint_is_known_by_its_name(tmp_path):
+    key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    for name, student in (("sd_turbo.safetensors", "sd-turbo"), ("sd_xl_turbo_1.0_fp16.safetensors", "sdxl-turbo")):
+        width = 2048 if student == "sdxl-turbo" else 1024
+        file = tensors(tmp_path / name, **{key: (320, width), "first_stage_model.encoder.conv_in.weight": (8, 3, 3, 3)})
+        assert known_student(file) is students()[student]
+
+
 def test_a_pickle_that_was_saved_again_is_known_by_its_stem(tmp_path):
     """DMD2's one step, as the head of recipes/sdxl_dmd2 says to convert it: drawn at 399, not at 999."""
     key = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight"

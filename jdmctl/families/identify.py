@@ -12,7 +12,7 @@ import yaml
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
 from jdmctl.families.folders import read_config
 from jdmctl.families.published import find_published
-from jdmctl.families.students import COMMON_STEMS, Student, student_at, students
+from jdmctl.families.students import Student, is_called, student_at, student_of_file, students
 from jdmctl.families.tensors import PIXART, families_of, text_width
 from jdmctl.weights import Header, read_header
 
@@ -171,7 +171,7 @@ def _file(path: Path) -> Found:
         facts["made_from"] = model.get("student") or model.get("teacher")
         return Found(str(path), kind, str(model["family"]), "the recipe in its metadata says so", facts)
     families, evidence = families_of(shapes)
-    name, why = _known_file(path.absolute())
+    name, why = student_of_file(path.absolute())
     if not families and not name:
         some = ", ".join(sorted(shapes)[:3])
         raise BadInputError(
@@ -197,10 +197,10 @@ def _own_model(header: Header) -> Mapping[str, Any]:
 def _student(found: Found) -> tuple[str, str]:
     """The known student that it is, and how that shows; '' if none."""
     if found.kind != "pipeline":
-        return _known_file(Path(found.source).absolute())
+        return student_of_file(Path(found.source).absolute())
     told = {found.source, *(str(v) for k, v in found.facts.items() if k.endswith("._name_or_path"))}
     for key, one in students().items():
-        if one.weights == "folder" and any(_is_called(text, one) for text in told):
+        if one.weights == "folder" and any(is_called(text, one) for text in told):
             return key, f"it is called {one.repository}"
     matches = [
         key
@@ -213,40 +213,3 @@ def _student(found: Found) -> tuple[str, str]:
         return "", ""
     values = ", ".join(f"{name} {value}" for name, value in students()[matches[0]].recognised_by.items())
     return matches[0], f"its own files say {values}"
-
-
-def _known_file(place: Path) -> tuple[str, str]:
-    """The known student that a file, or a backbone's folder, is called like, and how that shows; '' if none."""
-    for key, one in students().items():
-        if _is_its_file(place, one):
-            return key, f"the file's name is {one.repository}'s"
-        if _is_its_place(place, key, one):
-            return key, f"it lies where {one.repository} has it"
-    return "", ""
-
-
-def _is_its_file(file: Path, student: Student) -> bool:
-    """By a name that no other has; a pickle that was saved again as safetensors keeps its stem."""
-    own = Path(student.file)
-    same = file.stem == own.stem if student.pickle else file.name == own.name
-    return same and own.stem not in COMMON_STEMS
-
-
-def _is_its_place(path: Path, name: str, student: Student) -> bool:
-    """A file of a common name, or its folder, within a folder called like the student or its repository."""
-    own = Path(student.file)
-    if own.stem not in COMMON_STEMS:
-        return False
-    inner = own.with_suffix("").parts
-    file = path / own.stem if path.is_dir() else path.with_suffix("")
-    if file.parts[-len(inner) :] != inner:
-        return False
-    home = file.parents[len(inner) - 1]
-    return home.name.lower() == name or _is_called(str(home), student)
-
-
-def _is_called(text: str, student: Student) -> bool:
-    """A hub name, a folder of the hub's cache (models--owner--name), or one with the repository's last name."""
-    owner, _, name = student.repository.lower().partition("/")
-    parts = Path(text.lower()).parts
-    return f"models--{owner}--{name}" in parts or (bool(parts) and parts[-1] == name)

@@ -6,7 +6,7 @@ import difflib
 import functools
 import math
 from importlib.resources import files
-from pathlib import PurePath
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
@@ -152,13 +152,41 @@ def student_at(address: str) -> Student | None:
     return next((one for one in students().values() if address in addresses(one)), None)
 
 
-def student_called(name: str) -> Student | None:
-    """The student that a file has the name of, whatever its suffix; None where several or all are called so."""
-    stem = PurePath(name).stem
-    found = [
-        one for one in students().values() if stem in (PurePath(file).stem for file in (one.file, *one.checkpoints))
-    ]
-    return found[0] if len(found) == 1 and stem not in COMMON_STEMS else None
+def student_of_file(place: Path) -> tuple[str, str]:
+    """The name of the student that a file, or a backbone's folder, is called like, and how that shows; '' if none."""
+    for name, one in students().items():
+        if _is_its_file(place, one):
+            return name, f"the file's name is {one.repository}'s"
+        if _is_its_place(place, name, one):
+            return name, f"it lies where {one.repository} has it"
+    return "", ""
+
+
+def is_called(text: str, student: Student) -> bool:
+    """A hub name, a folder of the hub's cache (models--owner--name), or one with the repository's last name."""
+    owner, _, name = student.repository.lower().partition("/")
+    parts = Path(text.lower()).parts
+    return f"models--{owner}--{name}" in parts or (bool(parts) and parts[-1] == name)
+
+
+def _is_its_file(file: Path, student: Student) -> bool:
+    """By a name that no other has; a pickle that was saved again as safetensors keeps its stem."""
+    own = Path(student.file)
+    same = file.stem == own.stem if student.pickle else file.name in (own.name, *student.checkpoints)
+    return same and file.stem not in COMMON_STEMS
+
+
+def _is_its_place(path: Path, name: str, student: Student) -> bool:
+    """A file of a common name, or its folder, within a folder called like the student or its repository."""
+    own = Path(student.file)
+    if own.stem not in COMMON_STEMS:
+        return False
+    inner = own.with_suffix("").parts
+    file = path / own.stem if path.is_dir() else path.with_suffix("")
+    if file.parts[-len(inner) :] != inner:
+        return False
+    home = file.parents[len(inner) - 1]
+    return home.name.lower() == name or is_called(str(home), student)
 
 
 def source(student: Student, fact: str) -> str:
