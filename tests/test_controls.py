@@ -388,6 +388,21 @@ def test_depth_per_image_spans_the_range(depth_folder):
     torch.testing.assert_close(depth.amax((1, 2, 3)), torch.ones(3))
 
 
+def test_networks_that_predict_distances_are_turned_over(tmp_path):
+    """Of a metric Depth Anything far would be bright; near is, as for every network here."""
+    network = depth_network()
+    network.config.depth_estimation_type = "metric"
+    network.save_pretrained(tmp_path)
+    with pytest.raises(BadInputError, match="predicts distances") as refused:
+        Depth(str(tmp_path), normalise="per_image")
+    assert refused.value.hint == "normalise: inverse"
+    depth = Depth(str(tmp_path), normalise="inverse")
+    distance = torch.tensor([[1.0, 2.0], [4.0, 4.0]]).view(1, 1, 2, 2)
+    depth.network.forward = lambda image: distance
+    condition = depth.condition(torch.rand(1, 3, 2, 2))
+    torch.testing.assert_close(condition[0, 0], torch.tensor([[1.0, 1 / 3], [0.0, 0.0]]))
+
+
 def test_depth_is_scored_by_the_other_network(depth_folder, tmp_path):
     """Conditions come from the first network: it scores its own pictures 0, another one does not."""
     torch.manual_seed(1)

@@ -32,6 +32,13 @@ def test_the_weight_is_the_generators_second_derivative_times_r_squared(name):
     torch.testing.assert_close(weight(name), second * R**2, rtol=1e-7, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_ratio_is_asked_for_where_the_weight_depends_on_it(name):
+    """A critic costs true pictures and time, and a constant weight has no use for it."""
+    is_constant = weight(name).std() < 1e-12
+    assert load_divergence(name).needs_ratio != bool(is_constant)
+
+
 @pytest.mark.parametrize(
     ("left", "right"),
     [

@@ -16,6 +16,8 @@ from jdmctl.errors import BadInputError, MissingWeightsError, first_line
 from jdmctl.objectives.energy import l1, l2
 from jdmctl.weights import require_safetensors
 
+_NEAREST = 1e-3  # in a network's own unit: what distances are cut at before they are inverted
+_DISTANCE = ("glpn", "zoedepth", "tipsv2_dpt")  # model types that predict distances; others say so in their config
 _BEYOND = 0.5  # of [0, 1]: what a network trained on such values may overshoot
 
 
@@ -24,7 +26,8 @@ class Depth:
 
     `network` and `scorer` are folders or hub names that AutoModelForDepthEstimation can load.
     `normalise` is "none" for networks that predict values in [0, 1], "per_image" for networks such
-    as DPT and Depth Anything, whose prediction has no scale: (d - min d) / (max d - min d).
+    as DPT and Depth Anything, whose prediction has no scale: (d - min d) / (max d - min d); "inverse"
+    for networks that predict distances, such as GLPN, ZoeDepth and metric Depth Anything: the same of 1 / d.
     Without a `scorer` the network of the energy also scores, which flatters the result.
     """
 
@@ -38,13 +41,19 @@ class Depth:
         self,
         network: str,
         scorer: str | None = None,
-        normalise: Literal["none", "per_image"] = "none",
+        normalise: Literal["none", "per_image", "inverse"] = "none",
     ) -> None:
-        if normalise not in ("none", "per_image"):
-            raise BadInputError(f"depth: normalise is '{normalise}'", hint="choose 'none' or 'per_image'")
-        self._per_image = normalise == "per_image"
+        """Raises BadInputError for `per_image` of a network known to predict distances: far would be bright."""
+        if normalise not in ("none", "per_image", "inverse"):
+            raise BadInputError(f"depth: normalise is '{normalise}'", hint="choose 'none', 'per_image' or 'inverse'")
+        self._normalise = normalise
         self.network = DepthNetwork(network)
         self.scorer = DepthNetwork(scorer) if scorer else self.network
+        for source, one in ((network, self.network), (scorer, self.scorer)):
+            if normalise == "per_image" and one.is_distance:
+                raise BadInputError(
+                    f"depth: {source} predicts distances, so far would be bright", hint="normalise: inverse"
+                )
 
     @torch.no_grad()
     def condition(self, image: Tensor) -> Tensor:
@@ -54,7 +63,7 @@ class Depth:
         if not -_BEYOND <= low <= high <= 1 + _BEYOND:
             raise BadInputError(
                 f"depth: the network says {low:.3g} to {high:.3g}, and a condition is between 0 and 1",
-                hint="normalise: per_image, for networks such as DPT and Depth Anything",
+                hint="normalise: per_image, for networks such as DPT and Depth Anything, or inverse, for distances",
             )
         return depth.clamp(0, 1).repeat(1, 3, 1, 1)
 
@@ -74,8 +83,10 @@ class Depth:
 
     def _depth(self, network: DepthNetwork, image: Tensor) -> Tensor:
         depth = network(image)  # [B, 1, H, W]
-        if not self._per_image:
+        if self._normalise == "none":
             return depth
+        if self._normalise == "inverse":
+            depth = 1 / depth.clamp(min=_NEAREST)
         low, high = depth.amin((2, 3), keepdim=True), depth.amax((2, 3), keepdim=True)
         return (depth - low) / (high - low).clamp(min=1e-6)
 
@@ -94,6 +105,8 @@ class DepthNetwork(nn.Module):
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
         self.input_size = _size(settings)
+        config = self.model.config
+        self.is_distance = config.model_type in _DISTANCE or getattr(config, "depth_estimation_type", "") == "metric"
 
     def forward(self, image: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] -> what the network predicts, [B, 1, H, W]."""

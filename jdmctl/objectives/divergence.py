@@ -34,12 +34,12 @@ class Divergence:
     needs_ratio: bool = True  # False where h is constant
 
 
-def from_bregman(name: str, b: _Function, log_curvature: _Function) -> Divergence:
+def from_bregman(name: str, b: _Function, log_curvature: _Function, needs_ratio: bool = True) -> Divergence:
     """The f-divergence of a Di-Bregman generator b(u), u = q / p = 1 / r (Zhu et al. 2025, arXiv:2510.16983).
 
     f(r) = r b(1 / r) gives h(r) = b''(u) u. `log_curvature` maps log u to log b''(u).
     """
-    return Divergence(name, lambda r: r * b(1 / r), lambda log_r: log_curvature(-log_r) - log_r)
+    return Divergence(name, lambda r: r * b(1 / r), lambda log_r: log_curvature(-log_r) - log_r, needs_ratio)
 
 
 def power(a: float) -> _Function:
@@ -72,7 +72,9 @@ _FIXED = (
     Divergence("pearson", lambda r: (r - 1) ** 2, lambda log_r: math.log(2) + 2 * log_r),  # h = 2 r^2
     # Neyman's and Pearson's chi^2: Nowozin et al. 2016, f-GAN, arXiv:1606.00709.
     # Di-Bregman's generators, named after the density-ratio fits they come from (Sugiyama et al. 2012):
-    from_bregman("bregman-kl", lambda u: u * u.log() - u, lambda log_u: -log_u),  # b'' = 1 / u, h = 1
+    from_bregman(  # b'' = 1 / u, h = 1
+        "bregman-kl", lambda u: u * u.log() - u, lambda log_u: -log_u, needs_ratio=False
+    ),
     from_bregman(  # b'' = 1 / (u (1 + u)), h = r / (r + 1)
         "bregman-lr", lambda u: u * u.log() - (1 + u) * (1 + u).log(), lambda log_u: -log_u - softplus(log_u)
     ),
@@ -90,11 +92,11 @@ _ALIASES = {
 
 
 def _alpha(a: float) -> Divergence:  # h = r^a: reverse KL at 0, 4 times squared Hellinger at 1/2, forward KL at 1
-    return Divergence(f"alpha:{a:g}", power(a), lambda log_r: a * log_r)
+    return Divergence(f"alpha:{a:g}", power(a), lambda log_r: a * log_r, needs_ratio=a != 0)
 
 
 def _scaled_basu(a: float) -> Divergence:  # b'' = u^(a - 1), h = r^(-a)
-    return from_bregman(f"bregman-sba:{a:g}", power(1 + a), lambda log_u: (a - 1) * log_u)
+    return from_bregman(f"bregman-sba:{a:g}", power(1 + a), lambda log_u: (a - 1) * log_u, needs_ratio=a != 0)
 
 
 _FAMILIES = {"alpha": _alpha, "bregman-sba": _scaled_basu}
