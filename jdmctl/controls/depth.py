@@ -105,7 +105,7 @@ class DepthNetwork(nn.Module):
         self.register_buffer("mean", mean.view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, 3, 1, 1), persistent=False)
         self.input_size = _size(settings)
-        config = self.model.config
+        config: Any = self.model.config
         self.is_distance = config.model_type in _DISTANCE or getattr(config, "depth_estimation_type", "") == "metric"
 
     def forward(self, image: Tensor) -> Tensor:
