@@ -1,5 +1,7 @@
 """A miniature world is built by the same command that builds the shipped one, from scenes and from a folder."""
 
+import contextlib
+import copy
 import json
 from pathlib import Path
 
@@ -10,12 +12,34 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from PIL import Image
 from transformers import AutoModelForDepthEstimation, AutoModelForImageClassification
 
+from jdmctl.comparison.contest import world_rows
+from jdmctl.comparison.heldout import Asked
 from jdmctl.errors import BadInputError, JdmError
+from jdmctl.tinyworld import models
+from jdmctl.tinyworld.fit import FitSettings, fit
 from jdmctl.tinyworld.make import build_world
-from jdmctl.tinyworld.source import captioned_folder, scenes
-from jdmctl.tinyworld.stages import student_lora
+from jdmctl.tinyworld.source import FEWEST, _split_of, captioned_folder, require_enough, scenes
+from jdmctl.tinyworld.stages import scorers
 from jdmctl.tinyworld.workshop import Workshop
-from jdmctl.tinyworld.world import NUM_PICTURES, rendered
+from jdmctl.tinyworld.world import NUM_PICTURES, SOURCE_FILE, in_use, rendered, samples
+
+SPLITS = ("train", "reference", "val", "test")
+
+
+def captioned(folder: Path, texts: list[str]) -> Path:
+    """A folder with a picture for each caption."""
+    folder.mkdir(exist_ok=True)
+    for i in range(len(texts)):
+        Image.new("RGB", (64, 64), (i % 256, i // 256, 0)).save(folder / f"{i}.png")
+    rows = [json.dumps({"file_name": f"{i}.png", "text": text}) for i, text in enumerate(texts)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def fewest() -> list[str]:
+    """Captions of the fewest pictures that a world can be built of."""
+    texts = [f"square {i}" for i in range(300)]
+    return [text for split in SPLITS for text in [text for text in texts if _split_of(text) == split][:FEWEST]]
 
 
 @pytest.mark.slow
@@ -52,6 +76,17 @@ def test_a_miniature_world_is_made_of_ordinary_folders(tmp_path, monkeypatch):
     said.clear()
     assert build_world(lambda split: scenes(split, 40, tmp_path), world, budget=0.0005, say=said.append) == report
     assert said == [f"{world}: done before"] and not (tmp_path / "world-unfinished").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_world_of_the_fewest_pictures_is_built_and_measured(tmp_path):
+    folder = captioned(tmp_path / "pictures", fewest())
+    build_world(lambda split: captioned_folder(folder, split), tmp_path / "world", 0.0005, folder=folder)
+    with in_use(tmp_path / "world"):
+        rows = world_rows(Asked(), ["tiny/student", "tiny/student_lora"], [0], "", print)
+    assert {"true pictures", "teacher", "student", "student_lora"} <= {row.method for row in rows}
+    assert all(np.isfinite(row.value) for row in rows if row.metric in ("frechet", "kid", "precision", "recall"))
 
 
 def test_a_folder_of_captioned_images_is_split_by_caption(tmp_path):
@@ -108,12 +143,69 @@ def test_a_folder_too_small_for_a_split_is_told(tmp_path):
     assert len(found) == 1
 
 
-def test_no_lora_is_distilled_where_too_few_pictures_would_judge_it(tmp_path):
-    said = []
-    shop = Workshop(lambda split: range(3), tmp_path / "folders", tmp_path / "states", say=said.append)
-    student_lora.build(shop)
-    assert "the split val has 3 pictures and 4 are needed" in said[0]
-    assert not list(tmp_path.iterdir())
+def test_labels_are_the_commonest_words_of_any_script_in_the_order_they_come(tmp_path):
+    """Ten words in all captions, so none is commoner: by their hashes, as sets are, each process had its own order."""
+    phrase = "Zwölf Boxkämpfer jagen Виктора quer über l’été_großen Deich"
+    folder = captioned(tmp_path / "pictures", [phrase + " ·" * i for i in range(60)])
+    train = captioned_folder(folder, "train", 16)
+    words = "zwölf boxkämpfer jagen виктора quer über l été großen deich".split()
+    assert train.labels == tuple(f"{word}: {answer}" for word in words for answer in ("no", "yes"))
+    assert train.truth.tolist() == [[False, True] * 10] * len(train)
+
+
+def test_a_world_of_own_pictures_keeps_the_labels_of_its_classifier(tmp_path):
+    """Pictures that came later make other words the commonest, which would stand in the columns of the first."""
+    folder, world = tmp_path / "pictures", tmp_path / "world"
+    reds = [f"a red box {i}" for i in range(60)]
+    labels = captioned_folder(captioned(folder, reds), "train").labels
+    models.classifier(list(labels)).save_pretrained(world / "classifier")
+    (world / "student").mkdir()
+    (world / "student" / "model_index.json").touch()
+    (world / SOURCE_FILE).write_text(json.dumps({"folder": str(folder)}))
+    captioned(folder, [f"one blue ball of {i}" for i in range(120)] + reds)
+    assert captioned_folder(folder, "train").labels != labels
+    with in_use(world):
+        train = samples("train")
+    assert train.labels == labels
+    red = labels.index("red: yes")
+    assert train.truth[:, red].tolist() == ["red" in train.text(i) for i in range(len(train))]
+
+
+def test_a_resumed_fit_repeats_an_uninterrupted_one(tmp_path):
+    """In what batch norms have seen, too, which no gradient trains."""
+    torch.manual_seed(0)
+    once = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    killed, resumed = copy.deepcopy(once), copy.deepcopy(once)
+    for module, num_steps, state in ((once, 4, "once"), (killed, 2, "twice"), (resumed, 4, "twice")):
+
+        def loss(generator, module=module):
+            return module(torch.randn(5, 3, generator=generator)).square().mean()
+
+        fit(module, loss, FitSettings(num_steps, 0.1, "constant"), tmp_path / f"{state}.safetensors")
+    assert all(value.equal(resumed.state_dict()[name]) for name, value in once.state_dict().items())
+
+
+def test_a_network_that_was_half_saved_is_saved_again(tmp_path):
+    """Its folder stands for a finished one, so there is none before all is in it."""
+    pictures = captioned_folder(captioned(tmp_path / "pictures", fewest()), "train")
+    shop = Workshop(lambda split: pictures, tmp_path / "folders", tmp_path / "states", budget=0.0005)
+
+    class Network(torch.nn.Linear):
+        def save_pretrained(self, folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            (Path(folder) / "config.json").touch()
+            if kills:
+                raise RuntimeError(kills.pop())
+            (Path(folder) / "model.safetensors").touch()
+
+    def loss(network, images, truth):
+        return network(images).square().mean()
+
+    kills = ["killed"]
+    for kept in (set(), {"config.json", "model.safetensors"}):
+        with contextlib.suppress(RuntimeError):
+            scorers._train(shop, "judge", Network(64, 1), 2, pictures.truth, loss, pictures, pictures.images)
+        assert {file.name for file in (shop.output / "judge").glob("*")} == kept
 
 
 def test_a_build_says_how_to_measure_what_it_made(monkeypatch, jdmctl_command):
@@ -143,7 +235,7 @@ def quick_stages(monkeypatch):
     fails = []
 
     def teacher(shop):
-        (shop.output / "vae").mkdir(parents=True)
+        (shop.output / "vae").mkdir(parents=True, exist_ok=True)
         shop.report["budget"] = shop.budget
 
     def report(shop):
@@ -158,7 +250,7 @@ def test_a_build_is_not_answered_with_another_one(tmp_path, monkeypatch, quick_s
     """Neither a finished world nor stages of a stopped build pass for those of other pictures, budget or seed."""
     monkeypatch.chdir(tmp_path)
     for name in "AB":
-        Path(name).mkdir()
+        captioned(Path(name), fewest())
     said: list[str] = []
 
     def build(budget, seed, folder):
@@ -177,3 +269,61 @@ def test_a_build_is_not_answered_with_another_one(tmp_path, monkeypatch, quick_s
     assert "or delete it" in caught.value.hint
     assert build(0.25, 7, "A") == {"budget": 0.25} and said == ["teacher: done before"]
     assert not Path("world-unfinished").exists()
+
+
+def test_a_build_is_not_answered_with_what_was_of_other_pictures(tmp_path, monkeypatch, quick_stages):
+    """The same folder with another picture or caption is another; written anew with the same ones it is the same."""
+    monkeypatch.chdir(tmp_path)
+    said: list[str] = []
+
+    def build():
+        return build_world(rendered, Path("world"), 0.5, 0, said.append, Path("A"))
+
+    captioned(Path("A"), fewest())
+    build()
+    captioned(Path("A"), fewest())
+    build()
+    assert said.pop().endswith("world: done before")
+    captioned(Path("A"), ["square 1000", *fewest()])
+    quick_stages.append("killed")
+    with pytest.raises(RuntimeError, match="killed"):
+        build()
+    Image.new("RGB", (64, 64), "white").save("A/0.png")
+    with pytest.raises(JdmError, match="another build: digest of pictures and captions [0-9a-f]{8}, not [0-9a-f]{8}$"):
+        build()
+    captioned(Path("A"), ["square 1000", *fewest()])
+    build()
+    assert said == ["teacher: done before"]
+
+
+def test_pictures_too_few_for_a_world_are_told_before_anything_is_built(tmp_path, quick_stages):
+    """Three of a split have no three neighbours each; captions that are ten names fall to few splits."""
+
+    def refused(texts):
+        folder = captioned(tmp_path / "pictures", texts)
+        with pytest.raises(BadInputError) as caught:
+            build_world(rendered, tmp_path / "world", 0.0005, folder=folder)
+        assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+        return str(caught.value)
+
+    require_enough(captioned(tmp_path / "pictures", fewest()))
+    assert "of 15 captioned pictures there are train 4, reference 4, val 4, test 3," in refused(fewest()[:-1])
+    names = [f"{name} of ten" for name in range(10)]
+    counts = {split: 12 * sum(_split_of(name) == split for name in names) for split in SPLITS}
+    assert ", ".join(f"{split} {count}" for split, count in counts.items()) in refused(12 * names)
+    assert "has a word" in refused(["!" * i for i in range(200)])
+
+
+def test_a_build_that_is_killed_while_it_writes_goes_on(tmp_path, monkeypatch, quick_stages):
+    write = Path.write_text
+
+    def half(path, text, **options):
+        is_report = "report.json" in path.name
+        write(path, text[: len(text) // 2] if is_report else text, **options)
+        if is_report:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_text", half)
+        build_world(rendered, tmp_path / "world", 0.5)
+    assert build_world(rendered, tmp_path / "world", 0.5) == {"budget": 0.5}

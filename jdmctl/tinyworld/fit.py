@@ -58,7 +58,8 @@ def fit(
         fused=True,
     )
     ema = {name: p.detach().clone() for name, p in parameters.items()}
-    start = _load(state_file, parameters, ema, optimizer)
+    buffers = dict(module.named_buffers())  # what batch norms have seen
+    start = _load(state_file, parameters, ema, optimizer, buffers)
     generator, device = torch.Generator(), next(iter(parameters.values())).device
     began = saved = time.monotonic()
     for step in range(start, settings.num_steps):
@@ -83,7 +84,7 @@ def fit(
             snapshots[step + 1]()
             _copy(live, parameters)
         if time.monotonic() - saved > settings.save_every_seconds or step + 1 == settings.num_steps:
-            _save(state_file, step + 1, parameters, ema, optimizer)
+            _save(state_file, step + 1, parameters, ema, optimizer, buffers)
             saved = time.monotonic()
     _copy(ema, parameters)
 
@@ -100,9 +101,11 @@ def _save(
     parameters: dict[str, nn.Parameter],
     ema: dict[str, Tensor],
     optimizer: torch.optim.Optimizer,
+    buffers: dict[str, Tensor],
 ) -> None:
     tensors = {"parameter." + name: p.detach().contiguous() for name, p in parameters.items()}
     tensors |= {"ema." + name: value.contiguous() for name, value in ema.items()}
+    tensors |= {"buffer." + name: value.contiguous() for name, value in buffers.items()}
     for name, p in parameters.items():
         tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[p].items()}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +115,11 @@ def _save(
 
 
 def _load(
-    file: Path, parameters: dict[str, nn.Parameter], ema: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    file: Path,
+    parameters: dict[str, nn.Parameter],
+    ema: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    buffers: dict[str, Tensor],
 ) -> int:
     """Steps already done; 0 where there is no state."""
     if not file.exists():
@@ -124,4 +131,6 @@ def _load(
         optimizer.state[p] = {
             key: tensors[f"{key}.{name}"].to(p.device, copy=True) for key in ("step", "exp_avg", "exp_avg_sq")
         }
+    for name, value in buffers.items():
+        value.copy_(tensors.get("buffer." + name, value))  # absent from states of before they were kept
     return int(tensors[f"step.{next(iter(parameters))}"])

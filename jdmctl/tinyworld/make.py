@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from jdmctl.controls.base import load_control
 from jdmctl.errors import BadInputError, JdmError
 from jdmctl.tinyworld.order import Order
-from jdmctl.tinyworld.source import Pictures
+from jdmctl.tinyworld.source import Pictures, digest_of, require_enough
 from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student, student_lora
 from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.tinyworld.world import SOURCE_FILE
-from jdmctl.training.atomic import writing
+from jdmctl.training.atomic import write_text, writing
 
 REPORT_FILE = "report.json"
 
@@ -56,14 +56,18 @@ def build_world(
     ordinary diffusers and transformers folders in fp16, and its report. `folder`, if the pictures are not the rendered
     scenes, is where whoever uses the world finds them.
 
-    Raises JdmError if something else is in the way: no world, or what is left of a build that was asked for otherwise.
+    Raises JdmError if something else is in the way: no world, or what is left of a build that was asked for otherwise;
+    and if `folder` has too few pictures.
     """
     if folder and not folder.is_dir():
         raise BadInputError(f"no folder {folder}", hint="give one of captioned pictures: --pictures FOLDER")
     output = output.absolute()
     _require_free(output)
     scratch = output.with_name(output.name + "-unfinished")
-    order = Order(str(folder.resolve()) if folder else "", budget, seed)
+    order = Order("", budget, seed)
+    if folder:
+        require_enough(folder)
+        order = Order(str(folder.resolve()), budget, seed, digest_of(folder))
     if not scratch.exists() and Order.of(output) == order:
         say(f"{output}: done before")
         return json.loads((output / REPORT_FILE).read_text())
@@ -74,8 +78,7 @@ def build_world(
     order.keep(scratch)
     shop = Workshop(pictures, scratch / "folders", scratch / "states", budget, seed, say)
     if folder:
-        shop.output.mkdir(parents=True, exist_ok=True)
-        (shop.output / SOURCE_FILE).write_text(json.dumps({"folder": str(folder.resolve())}) + "\n")
+        write_text(shop.output / SOURCE_FILE, json.dumps({"folder": str(folder.resolve())}) + "\n")
     numbers_file = scratch / REPORT_FILE
     if numbers_file.exists():
         shop.report.update(json.loads(numbers_file.read_text()))
@@ -85,9 +88,9 @@ def build_world(
             say(f"{name}: done before")
             continue
         build(shop)
-        numbers_file.write_text(json.dumps(shop.report, indent=1))
+        write_text(numbers_file, json.dumps(shop.report, indent=1))
         done.touch()
-    (shop.output / REPORT_FILE).write_text(json.dumps(shop.report, indent=1) + "\n")
+    write_text(shop.output / REPORT_FILE, json.dumps(shop.report, indent=1) + "\n")
     order.keep(shop.output)
     with writing(output):
         pack(shop.output, output)

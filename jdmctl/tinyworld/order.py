@@ -19,6 +19,7 @@ class Order:
     pictures: str  # their folder; "" for the rendered scenes, or those of the world in use
     budget: float
     seed: int
+    content: str = ""  # a digest of the pictures in that folder, and of their captions
 
     @classmethod
     def of(cls, folder: Path) -> Order | None:
@@ -38,8 +39,13 @@ class Order:
         differ = [f"{key} {here[key]}, not {asked}" for key, asked in self._words().items() if here[key] != asked]
         raise JdmError(
             f"{folder} holds another build: {'; '.join(differ)}",
-            hint="give the options that it was begun with, or delete it to build anew",
+            hint="give the options and pictures that it was begun with, or delete it to build anew",
         )
 
     def _words(self) -> dict[str, str]:
-        return {"pictures": self.pictures or "rendered", "budget": str(float(self.budget)), "seed": str(self.seed)}
+        return {
+            "pictures": self.pictures or "rendered",
+            "budget": str(float(self.budget)),
+            "seed": str(self.seed),
+            "digest of pictures and captions": self.content[:8] or "none",
+        }

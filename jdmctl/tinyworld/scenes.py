@@ -63,7 +63,11 @@ class Scenes:
 
 
 def render(num_scenes: int, seed: int, processes: int = 1, resolution_px: int = 64) -> Scenes:
-    """Render random scenes; the result depends on every argument but `processes`."""
+    """Render random scenes; the result depends on every argument but `processes`.
+
+    Fewer scenes are the first of more only in whole chunks of 64: each chunk is drawn at once, and a smaller one is
+    another.
+    """
     jobs = [(min(_CHUNK, num_scenes - first), (seed, first), resolution_px) for first in range(0, num_scenes, _CHUNK)]
     if processes > 1:
         with Pool(processes) as pool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +17,16 @@ import torch
 from torch import Tensor
 
 from jdmctl.data.arrays import DAMAGED
-from jdmctl.data.imagefolder import ImageFolder
+from jdmctl.data.imagefolder import ImageFolder, read_imagefolder
+from jdmctl.data.rows import Rows
 from jdmctl.errors import BadInputError
+from jdmctl.evaluation.manifold import NEIGHBOURS
 from jdmctl.tinyworld.captions import caption
 from jdmctl.tinyworld.scenes import COLORS, FLOORS, SHAPES, Scenes, render
+from jdmctl.weights import fingerprint
 
 SPLIT_SEEDS = {"train": 1, "reference": 2, "val": 3, "test": 4}
+FEWEST = NEIGHBOURS + 1  # pictures of a split, for precision and recall; all else is content with 2
 SCENE_LABELS = tuple(
     f"{attribute}: {value}"
     for attribute, values in {
@@ -126,20 +131,19 @@ def _multi_hot(rows: list[dict[str, int]]) -> Tensor:
     return hot
 
 
-def captioned_folder(folder: Path, split: str, resolution_px: int = 64, num_words: int = 40) -> Pictures:
+def captioned_folder(
+    folder: Path, split: str, resolution_px: int = 64, vocabulary: Sequence[str] | None = None
+) -> Pictures:
     """A split of any folder of captioned images (imagefolder with metadata.jsonl).
 
     Pictures of equal caption stay in one split, so that held-out captions are held-out pictures; a picture in several
-    rows goes where its first caption does. The labels are the `num_words` commonest words of all captions, each yes or
-    no.
+    rows goes where its first caption does. The labels are the words of `vocabulary`, each yes or no; by default the
+    commonest of all captions, which are others once the folder is.
     """
     everything = ImageFolder(folder, resolution_px)
     texts = [everything.text(i) for i in range(len(everything))]
-    counts = Counter(word for text in texts for word in set(_words(text)))
-    vocabulary = [word for word, _ in counts.most_common(num_words)]
-    first: dict[Hashable, str] = {}  # picture -> its first caption
-    deciding = [first.setdefault(everything.rows.shown(i), text) for i, text in enumerate(texts)]
-    chosen = [i for i, text in enumerate(deciding) if _split_of(text) == split]
+    vocabulary = vocabulary or _commonest(texts)
+    chosen = [i for i, name in enumerate(_splits(everything.rows)) if name == split]
     if not chosen:
         raise BadInputError(
             f"{folder} has {len(texts)} pictures, none of which fell to the split {split}",
@@ -155,8 +159,50 @@ def captioned_folder(folder: Path, split: str, resolution_px: int = 64, num_word
     )
 
 
+def require_enough(folder: Path) -> None:
+    """Raises BadInputError unless a world can be built of a folder's pictures, and measured on each split."""
+    rows = read_imagefolder(folder)
+    counts = Counter(_splits(rows))
+    if min(counts[split] for split in SPLIT_SEEDS) < FEWEST:
+        found = ", ".join(f"{split} {counts[split]}" for split in SPLIT_SEEDS)
+        raise BadInputError(
+            f"{folder} has too few pictures, or too few different captions, for a world: of {len(rows)} captioned "
+            f"pictures there are {found}, and each split needs {FEWEST}",
+            hint="give a few hundred pictures or more, of as many captions: those of equal caption stay in one split",
+        )
+    if not _commonest(rows.texts):
+        raise BadInputError(
+            f"no caption in {folder} has a word to judge pictures by", hint='write what they show: "text": "a red cube"'
+        )
+
+
+def digest_of(folder: Path) -> str:
+    """A digest of what a folder's pictures and captions are, wherever they lie and whenever they were written."""
+    rows = read_imagefolder(folder)
+    try:
+        content = [(fingerprint(file), text) for file, text in zip(rows.files, rows.texts, strict=True)]
+    except OSError as problem:
+        raise BadInputError(
+            f"{problem.filename} cannot be read: {problem.strerror}", hint="check its permissions"
+        ) from problem
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _commonest(texts: Sequence[str], num_words: int = 40) -> list[str]:
+    """Words by the number of texts that have them; of equally common ones the first met is first."""
+    counts = Counter(word for text in texts for word in dict.fromkeys(_words(text)))
+    return [word for word, _ in counts.most_common(num_words)]
+
+
 def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z0-9]+", text.lower())
+    """Of any script; what stands between them, as an apostrophe or underscore, is no part of a word."""
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _splits(rows: Rows) -> list[str]:
+    """The split of each row."""
+    first: dict[Hashable, str] = {}  # picture -> its first caption
+    return [_split_of(first.setdefault(rows.shown(i), rows.text(i))) for i in range(len(rows))]
 
 
 def _split_of(text: str) -> str:

@@ -95,15 +95,28 @@ def world_name(model: str = "tiny") -> str:
 
 @functools.cache
 def samples(split: str, num: int = 0) -> Pictures:
-    """The first `num` pictures of a split (0: all), fewer if it has fewer.
+    """`num` pictures of a split (0: all).
 
-    Scenes are rendered once, 100 or more a second, and cached on disk. A world of other pictures knows their folder.
+    Scenes are rendered once, 100 or more a second, and cached on disk; fewer are not the first of more (see `render`).
+    A world of other pictures knows their folder: the first of it, fewer if it has fewer, with the labels that the
+    world's classifier was trained on, whatever has become of the folder.
     """
-    source = world_folder() / SOURCE_FILE
+    world = world_folder()
+    source = world / SOURCE_FILE
     if source.exists():
-        pictures = captioned_folder(Path(json.loads(source.read_text(encoding="utf-8"))["folder"]), split)
+        folder = Path(json.loads(source.read_text(encoding="utf-8"))["folder"])
+        pictures = captioned_folder(folder, split, vocabulary=_judged_words(world))
         return pictures.first(num) if num else pictures
     return rendered(split, num)
+
+
+def _judged_words(world: Path) -> list[str] | None:
+    """Those that a classifier tells of a folder's pictures, in the order of its labels; None where there is none."""
+    config = world / "classifier" / "config.json"
+    if not config.is_file():
+        return None
+    labels = json.loads(config.read_text(encoding="utf-8"))["id2label"]  # {"0": "red: no", "1": "red: yes", ...}
+    return list(dict.fromkeys(labels[str(i)].rpartition(": ")[0] for i in range(len(labels))))
 
 
 def rendered(split: str, num: int = 0) -> Pictures:

@@ -24,6 +24,7 @@ from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages.autoencoder import decode, encode
 from jdmctl.tinyworld.workshop import Workshop, autocast
+from jdmctl.training.atomic import whole_folder
 
 
 def classifier_loss(classifier: PreTrainedModel, images: Tensor, truth: Tensor) -> Tensor:
@@ -89,7 +90,8 @@ def _train(
 
     network.train()
     shop.train(name, network, batch_loss, FitSettings(shop.steps(num_steps), 2e-3, ema_decay=0.99, seed=shop.seed))
-    network.eval().save_pretrained(shop.output / name)
+    with whole_folder(shop.output / name) as partial:
+        network.eval().save_pretrained(partial)
 
 
 def report(shop: Workshop) -> dict[str, float]:
