@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from jdmctl.controls.base import check_control_options, control_names
-from jdmctl.data.formats import FORMATS, WITH_CONDITIONS
+from jdmctl.data.formats import FORMATS, WITH_CONDITIONS, problem_of_unread
 from jdmctl.errors import JdmError
 from jdmctl.families.names import family_names
 from jdmctl.rewards.base import check_reward_options, reward_names
@@ -274,7 +274,7 @@ class Data(Section):
     )
     image_column: str = Field("", description="of tables and shards; found by its usual names if it is not said")
     text_column: str = ""
-    split: str = Field("train", description="of a data set on the hub, of parquet files, or saved with several")
+    split: str = Field("train", description="of a data set on the hub, of parquet files or shards, or of several saved")
     streaming: bool = Field(False, description="fetch the first num_samples of a hub data set or parquet, not all")
     buckets: bool = Field(False, description="keep aspect ratios: each batch has one, of about as many pixels")
     bucket_step_px: PositiveInt = Field(64, description="sides of buckets are multiples of it")
@@ -286,6 +286,8 @@ class Data(Section):
     def _has_path(self) -> Self:
         if self.source != "tiny" and not self.path:
             raise ValueError(f"source '{self.source}' needs data.path")
+        if problem := problem_of_unread(self.source, self.model_dump(exclude_defaults=True)):
+            raise ValueError(problem)
         if self.streaming and not (self.num_samples and self.format in ("", "hub", "parquet")):
             raise ValueError("streaming is for hub and parquet, and needs num_samples: a run comes back to its samples")
         if self.buckets and self.source not in ("images", "conditions"):

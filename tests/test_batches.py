@@ -1,6 +1,7 @@
 """Batches follow from where a run stands, whoever asks and however often."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -10,7 +11,7 @@ from jdmctl.errors import BadInputError
 from jdmctl.training.batches import Batches
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.same_data import same_data
-from jdmctl.training.samples import Part, PictureSamples, PromptSamples, extractor, split
+from jdmctl.training.samples import PictureSamples, PromptSamples, extractor, split
 from jdmctl.training.state import TrainingState
 
 
@@ -29,6 +30,12 @@ class Numbers:
     def image(self, index):
         self.opened.append(index)
         return torch.full((3, 2, 2), index / 10)
+
+
+class Captions(list):
+    """Prompts and nothing beside them."""
+
+    text = list.__getitem__
 
 
 def batches(**changes) -> Batches:
@@ -93,23 +100,35 @@ def test_pictures_are_opened_once():
     assert sorted(source.samples.pictures.opened) == list(range(10))
 
 
-def test_split_holds_out_the_last_samples_and_at_most_a_quarter():
+def test_split_holds_out_at_most_a_quarter_and_the_same_each_time():
     samples = PictureSamples(Numbers(), {})
     train, val = split(samples, 0, 64)
     assert [len(train), len(val)] == [8, 2]
-    assert [val.text(i) for i in range(2)] == ["number 8", "number 9"]
+    assert sorted([*train.indices, *val.indices]) == list(range(10))
+    assert split(samples, 0, 64)[1].indices == val.indices
     train, val = split(samples, 5, 1)
-    assert [len(train), len(val), val.text(0)] == [4, 1, "number 4"]
+    assert [len(train), len(val)] == [4, 1] and max(*train.indices, *val.indices) == 4
     train, val = split(samples, 3, 64)
     assert len(train) == len(val) == 3
+
+
+def test_what_is_held_out_is_spread_over_data_that_is_sorted():
+    """Of ten classes of a hundred pictures, a quarter held out: 25 of each on the average, and a standard deviation
+    of sqrt(100 x 0.25 x 0.75 x 900 / 999) = 4.1; within 4 of these, 9 to 41.
+    """
+    train, val = split(PromptSamples(Captions(f"class {i // 100}" for i in range(1000))), 0, 250)
+    held_out = Counter(index // 100 for index in val.indices)
+    assert len(val) == 250 and len(held_out) == 10
+    assert all(9 <= count <= 41 for count in held_out.values())
 
 
 def test_pictures_are_held_out_with_all_their_captions():
     """Five pictures of two captions each, not side by side: one may be held out, with both."""
     samples = PictureSamples(Numbers(), {})
     train, val = split(samples, 0, 1, shown=lambda index: index % 5)
-    assert (train.indices, val.indices) == ([0, 1, 2, 3, 5, 6, 7, 8], [4, 9])
-    assert split(samples, 0, 64, shown=lambda index: index % 5)[1].indices == [4, 9]
+    assert len(val) == 2 and val.indices[1] == val.indices[0] + 5
+    assert sorted([*train.indices, *val.indices]) == list(range(10))
+    assert split(samples, 0, 64, shown=lambda index: index % 5)[1].indices == val.indices
     train, val = split(samples, 0, 64, shown=lambda index: index % 3)
     assert len(train) == len(val) == 10
 
@@ -141,8 +160,38 @@ def test_data_that_changed_is_noticed():
     same_data({"path": "others"}, *split(one, 5, 2)).load_state_dict(before.state_dict())
     with pytest.raises(BadInputError, match="it had 8 samples to train on and 2 held out, and has 4 and 1"):
         same_data(asked, *split(one, 5, 2)).load_state_dict(before.state_dict())
-    with pytest.raises(BadInputError, match="its captions are others, or in another order"):
-        same_data(asked, Part(one, range(8)[::-1]), Part(one, [8, 9])).load_state_dict(before.state_dict())
+    train, val = split(one, 0, 2)
+    with pytest.raises(BadInputError, match="its captions are others, or in another order; what was"):
+        same_data(asked, replace(train, indices=train.indices[::-1]), val).load_state_dict(before.state_dict())
+
+
+def test_other_pictures_of_the_same_captions_are_noticed():
+    """As many of them, with the same captions, on the same sides: only their names tell."""
+    alike = PromptSamples(Captions(["sks dog"] * 10))
+    before, same, other = (
+        same_data({}, *split(alike, 0, 2, shown=[f"{name}{i}.png" for i in range(10)].__getitem__)) for name in "aab"
+    )
+    same.load_state_dict(before.state_dict())
+    with pytest.raises(BadInputError, match="its pictures are others, or in another order; what was"):
+        other.load_state_dict(before.state_dict())
+    train, val = split(alike, 0, 2, shown=[f"a{i}.png" for i in range(10)].__getitem__)
+    moved = replace(train, indices=[*train.indices[1:], val.indices[0]])
+    with pytest.raises(BadInputError, match="its pictures are others"):
+        same_data({}, moved, replace(val, indices=[train.indices[0], val.indices[1]])).load_state_dict(
+            before.state_dict()
+        )
+
+
+def test_a_checkpoint_that_does_not_know_its_pictures_is_compared_by_its_captions():
+    """As they were kept before, when the last samples were held out."""
+    samples = PromptSamples(Numbers())
+    train, val = split(samples, 0, 2)
+    now = same_data({}, train, val)
+    old = {key: value for key, value in now.state_dict().items() if key != "pictures"}
+    now.load_state_dict(old)
+    last = same_data({}, replace(train, indices=range(8)), replace(val, indices=range(8, 10))).state_dict()
+    with pytest.raises(BadInputError, match="was begun by a version that held out the last of them"):
+        now.load_state_dict({key: last[key] for key in old})
 
 
 def test_a_checkpoint_that_does_not_know_its_data_is_resumed(tmp_path):

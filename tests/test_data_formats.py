@@ -1,7 +1,9 @@
 """Every format comes down to the same rows; what is wrong with one is said at once, with its place."""
 
+import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 
 from jdmctl.cli.app import app
 from jdmctl.cli.training import data_changes
+from jdmctl.data.arrays import keep_arrays
 from jdmctl.data.conditionfolder import ConditionFolder
 from jdmctl.data.formats import find_format, open_rows
 from jdmctl.data.meaning import meaning_of
@@ -68,6 +71,34 @@ def test_captions_beside_pictures(tmp_path, options):
     rows = open_rows(folder, options)
     assert show(rows) == [*EXPECTED[:2], ("sks dog", 0.6), ("sks dog", 0.8)]
     assert [rows.repeats(i) for i in range(4)] == [3, 3, 5, 5]
+
+
+def test_folders_that_are_links(tmp_path, options):
+    """They are followed, but not round in circles: `5_sks dog` and all else stands elsewhere."""
+    elsewhere, folder = write_kohya(tmp_path / "elsewhere"), tmp_path / "data"
+    folder.mkdir()
+    for inner in elsewhere.iterdir():
+        (folder / inner.name).symlink_to(inner.absolute())
+    (elsewhere / "5_sks dog" / "back").symlink_to(folder.absolute())
+    (elsewhere / "5_sks dog" / "here").symlink_to("../5_sks dog")
+    assert find_format(str(folder)) == "kohya"
+    assert show(open_rows(str(folder), options)) == [*EXPECTED[:2], ("sks dog", 0.6), ("sks dog", 0.8)]
+    write_shards(tmp_path / "shards")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "more").symlink_to(tmp_path / "shards")
+    assert find_format(str(tmp_path / "linked")) == "webdataset"
+    assert show(open_rows(str(tmp_path / "linked"), options)) == EXPECTED
+
+
+def test_a_picture_is_called_the_same_where_its_folder_is_moved(tmp_path, options):
+    """By which a resumed run knows it again."""
+    for write in (write_kohya, write_fill50k, write_shards):
+        folder = write(tmp_path / write.__name__)
+        rows = open_rows(str(folder), options)
+        before = [rows.shown(i) for i in range(4)]
+        assert len(set(before)) == 4
+        moved = open_rows(str(folder.rename(tmp_path / f"moved {write.__name__}")), options)
+        assert [moved.shown(i) for i in range(4)] == before
 
 
 def test_captions_that_are_missing(tmp_path, options):
@@ -164,6 +195,52 @@ def test_samples_of_a_shard_that_are_not_whole(tmp_path, options):
     assert "a.tar: a: no caption, only .jpg\n  a.tar: c: no picture, only .txt" in str(caught.value)
 
 
+def test_two_samples_of_one_name_in_a_row(tmp_path, options):
+    members = [("a.png", png(51)), ("a.txt", "one"), ("a.PNG", png(102)), ("a.txt", "two"), ("b.png", png(0))]
+    shard = write_shard(tmp_path / "a.tar", [*members, ("b.txt", "b")])
+    with pytest.raises(BadInputError, match="a.tar: a: two samples of this name in a row, both with .png, .txt"):
+        open_rows(str(shard), options)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation"),
+    [("train/0.tar", "val/0.tar"), ("0.tar", "dev/0.tar"), ("a-train-0.tar", "a-validation-0.tar"), ("a/0", "a/Val_0")],
+)
+def test_shards_of_another_split_stay_out(tmp_path, options, train, validation):
+    for name, text in ((train, "to train on"), (validation, "held out")):
+        members = [("a.png", png(51)), ("a.txt", text)]
+        write_shard((tmp_path / "data" / name).with_suffix(".tar"), members)
+    folder = str(tmp_path / "data")
+    assert show(open_rows(folder, options)) == [("to train on", 0.2)]
+    for split in ("validation", "val"):
+        assert show(open_rows(folder, replace(options, split=split))) == [("held out", 0.2)]
+    with pytest.raises(BadInputError, match="no files of split 'test', but of ") as caught:
+        open_rows(folder, replace(options, split="test"))
+    assert "--set data.split=" in caught.value.hint
+    with pytest.raises(BadInputError, match="says itself which shards are meant"):
+        open_rows(f"{folder}/*/*.tar", replace(options, split="test"))
+
+
+def test_a_cached_table_with_a_column_of_no_use(tmp_path, options, monkeypatch):
+    """As numpy before 2.1 wrote one, of an argument of its own that it did not know."""
+    import jdmctl.data.shards as shards
+
+    folder, keep = write_shards(tmp_path / "data"), shards.keep_arrays
+    odd = {"allow_pickle": np.array(False)}
+    monkeypatch.setattr(shards, "keep_arrays", lambda file, arrays: keep(file, {**arrays, **odd}))
+    for _ in range(2):
+        rows = open_rows(str(folder), options)
+        assert rows.conditions == ("conditioning_image",) and show(rows) == EXPECTED
+
+
+def test_arrays_are_kept_by_calls_that_every_numpy_knows(tmp_path, monkeypatch):
+    """numpy before 2.1 takes whatever else is said for one more array."""
+    said = {}
+    monkeypatch.setattr(np, "savez", lambda file, **arrays: said.update(arrays))
+    keep_arrays(tmp_path / "a.npz", {"one": np.zeros(1)})
+    assert list(said) == ["one"]
+
+
 def test_a_json_member_without_a_caption(tmp_path, options):
     shard = write_shard(tmp_path / "a.tar", [("a.jpg", png(0)), ("a.json", '{"title": "x", "caption": null}')])
     with pytest.raises(BadInputError, match="a.tar: a.json: no caption or text or prompt, but title, caption"):
@@ -196,6 +273,21 @@ def test_half_a_character(tmp_path, options):
     save(tmp_path / "data" / "metadata.jsonl", '{"file_name": "a.png", "text": "party \\ud83c"}')
     with pytest.raises(BadInputError, match="line 1: \"text\" is 'party .ud83c', which has half a character"):
         open_rows(str(tmp_path / "data"), options)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"caption": "a", "number": ' + "1" * 5000 + "}"])
+def test_json_that_no_one_can_read(tmp_path, options, text):
+    """Nested too deep, or with a number of more digits than Python takes."""
+    shard = write_shard(tmp_path / "a.tar", [("a.jpg", png(0)), ("a.json", text)])
+    with pytest.raises(BadInputError, match="a.tar: a.json: (maximum recursion|Exceeds the limit)"):
+        open_rows(str(shard), options)
+    for name in ("metadata.jsonl", "prompt.json"):
+        save(tmp_path / name / name, text)
+        with pytest.raises(BadInputError, match="line 1: json that cannot be read .(maximum recursion|Exceeds the)"):
+            open_rows(str(tmp_path / name), options)
+    save(tmp_path / "list.json", text)
+    with pytest.raises(BadInputError, match="list.json: json that cannot be read .(maximum recursion|Exceeds the)"):
+        open_rows(str(tmp_path / "list.json"), options, "videox")
 
 
 def test_sizes_of_another_column_are_others(tmp_path, options):
@@ -254,7 +346,11 @@ def test_what_is_no_data_set(tmp_path, options):
     with pytest.raises(BadInputError, match="1 .png") as caught:
         find_format(str(tmp_path / "a"))
     assert "captions" in caught.value.hint
-    assert find_format("owner/name") == "hub"
+    for name in ("owner/name", "owner/prompts-2.47M", "owner/name.v2"):
+        assert find_format(name) == "hub"
+    for name in ("photos/a.jpg", "photos/metadata.jsonl", "shards/0.tar", "owner/prompts.txt"):
+        with pytest.raises(BadInputError, match="no folder"):
+            find_format(name)
 
 
 def test_a_misspelt_path_is_not_taken_for_a_hub_name_alone(options, monkeypatch):
@@ -265,16 +361,34 @@ def test_a_misspelt_path_is_not_taken_for_a_hub_name_alone(options, monkeypatch)
     assert told.value.hint.startswith("check the path")
 
 
-def test_size_of_a_turned_picture():
-    """EXIF orientation 6 lays a picture of 20 x 10 on its side."""
-    import io
+def turned(format, exif):
+    """20 x 10 px as stored, its left half white."""
+    picture, stream = Image.new("L", (20, 10)), io.BytesIO()
+    picture.paste(255, (0, 0, 10, 10))
+    picture.save(stream, format, exif=exif)
+    return Packed("a", stream.getvalue())
 
-    exif, stream = Image.Exif(), io.BytesIO()
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp", "tiff"])
+def test_a_turned_picture(format):
+    """EXIF orientation 6: its left becomes its top, so that it is 20 px high and white above."""
+    exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("L", (20, 10)).save(stream, "png", exif=exif)
-    assert size_of(Packed("a", stream.getvalue())) == (20, 10)
+    picture = turned(format, exif)
+    assert size_of(picture) == (20, 10)
+    read = read_image(picture, (20, 10))
+    assert read[:, :8].min() > 0.95 and read[:, 12:].max() < 0.05
     assert size_of(Packed("a", png(0, (20, 10)))) == (10, 20)
     assert read_image(Packed("a", png(0, (20, 10))), (8, 24)).shape == (3, 8, 24)
+
+
+@pytest.mark.parametrize("format", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("exif", [b"garbage!", b"MM", b"MM\x00*", b"II*\x00\x08\x00\x00\x00\x05\x00\x12"])
+def test_a_picture_with_damaged_exif_is_not_turned(format, exif):
+    picture = turned(format, b"Exif\x00\x00" + exif)
+    assert size_of(picture) == (10, 20)
+    read = read_image(picture, (10, 20))
+    assert read[:, :, :8].min() > 0.95 and read[:, :, 12:].max() < 0.05
 
 
 def run(monkeypatch, tmp_path, *words):
@@ -302,6 +416,12 @@ def test_inspect_kohya_and_prompts(tmp_path, monkeypatch):
     save(tmp_path / "prompts.txt", "a\nb\n")
     assert "prompts, 2 rows" in run(monkeypatch, tmp_path, tmp_path / "prompts.txt").output
     assert isinstance(run(monkeypatch, tmp_path, tmp_path / "data", "--format", "x").exception, BadInputError)
+
+
+def test_inspect_of_no_path(tmp_path, monkeypatch):
+    for words in ([""], ["", "--format", "kohya"]):
+        error = run(monkeypatch, tmp_path, *words).exception
+        assert isinstance(error, BadInputError) and "its path is empty" in str(error)
 
 
 def test_inspect_says_what_a_run_would_use(tmp_path, monkeypatch, options):

@@ -68,6 +68,22 @@ def test_files_of_another_split_stay_out(tmp_path, options):
         open_rows(path, ReadOptions(cache=options.cache, split="val"))
 
 
+def test_parquet_in_folders_that_are_links(tmp_path, options):
+    """Files beside them count too; those of other splits stay out as elsewhere."""
+    write_parquet(tmp_path / "elsewhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    table(text=["other"] * 4).to_parquet(str(tmp_path / "data" / "test-00000.parquet"))
+    path = str(tmp_path / "data")
+    assert find_format(path) == "parquet"
+    check(open_rows(path, options))
+    assert len(open_rows(path, ReadOptions(cache=options.cache, stream=2))) == 2
+    rows = open_rows(path, ReadOptions(cache=options.cache, split="test"))
+    assert [rows.text(i) for i in range(len(rows))] == ["other"] * 4
+    with pytest.raises(BadInputError, match="no files of split 'val', but of train, test"):
+        open_rows(path, ReadOptions(cache=options.cache, split="val"))
+
+
 def test_columns_that_cannot_be_guessed(tmp_path, options):
     path = write_parquet(tmp_path / "data", text=None, one=list(TEXTS), two=list(TEXTS))
     with pytest.raises(BadInputError, match=r"which column is the text\? It has image \(PIL.*one \(string\)") as caught:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from test_add_control import SET, add_control  # noqa: F401  the fixture
 
 from jdmctl.cli import app as cli
+from jdmctl.cli.training import data_changes, plan
 from jdmctl.errors import RecipeError
 from jdmctl.recipe_files import load_recipe, parse_recipe
 from jdmctl.training.draws import SampleDraws
@@ -69,6 +70,20 @@ def command(monkeypatch, *words) -> None:
     cli.app(standalone_mode=False)
 
 
+def test_data_that_options_name_take_the_place_of_a_recipes(tmp_path):
+    """Nothing is left of its path and format, for which others have no use."""
+    values = {
+        "name": "x", "model": {"teacher": "tiny", "student": "tiny"}, "controls": [{"name": "canny"}],
+        "data": {"source": "conditions", "path": "pairs", "format": "controlnet", "num_samples": 9},
+    }  # fmt: skip
+    save(tmp_path / "x.yaml", json.dumps(values))
+    save(tmp_path / "prompts.txt", "a red cube")
+    prompts = str(tmp_path / "prompts.txt")
+    for named, expected in ((prompts, ("prompts", prompts, "", 9)), ("tiny", ("tiny", "", "", 9))):
+        data = plan(str(tmp_path / "x.yaml"), data_changes(named), [], None, False)[0].data
+        assert (data.source, data.path, data.format, data.num_samples) == expected
+
+
 def refused(monkeypatch, *words) -> RecipeError:
     with pytest.raises(RecipeError) as caught:
         command(monkeypatch, *words)
@@ -105,6 +120,18 @@ def test_buckets_of_maps_without_pictures_are_refused(in_tiny_world, tmp_path, m
         ({"source": "images", "path": "x", "streaming": True}, [], "needs num_samples"),
         ({"source": "images", "path": "x", "streaming": True, "num_samples": 9, "format": "kohya"}, [], "for hub and"),
         ({"source": "tiny", "buckets": True}, [], "squares only"),
+        (
+            {"source": "tiny", "path": "photos", "split": "test"},
+            [],
+            "'tiny' has no use for path 'photos' and split 'test'",
+        ),
+        (
+            {"source": "tiny", "format": "kohya", "text_column": "t"},
+            [],
+            "no use for format 'kohya' and text_column 't'",
+        ),
+        ({"source": "prompts", "path": "tiny", "image_column": "x"}, [], "'prompts' has no use for image_column 'x'"),
+        ({"source": "prompts", "path": "x.txt", "streaming": True, "num_samples": 9}, [], "no use for streaming True"),
         ({"source": "images", "path": "x", "format": "tar"}, [], "data.format"),
         ({"source": "conditions", "path": "x"}, ["method=dsm"], "say data.format"),
         (

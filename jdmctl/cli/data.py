@@ -25,7 +25,7 @@ def inspect(
     format: Annotated[str, typer.Option(help="If it is not to be found by looking; docs/data.md lists them.")] = "",
     image_column: Annotated[str, typer.Option(help="Of a table or shards.")] = "",
     text_column: Annotated[str, typer.Option(help="Of a table or shards.")] = "",
-    split: Annotated[str, typer.Option(help="Of a hub data set, parquet files, or several saved.")] = "train",
+    split: Annotated[str, typer.Option(help="Of a hub data set, parquet files, shards, or several saved.")] = "train",
     stream: Annotated[int, typer.Option(min=0, help="Fetch the first so many rows only; 0 is all.")] = 0,
     num_opened: Annotated[int, typer.Option("--open", min=0, help="Pictures to open, evenly spread; 0 is all.")] = 100,
     as_json: JsonOption = False,

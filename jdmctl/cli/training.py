@@ -60,6 +60,8 @@ def plan(
             changes = {"model.family": _family(teacher), **changes}
     else:
         raise RecipeError("there is nothing to train", hint="give a recipe: jdmctl recipes ls   lists them")
+    if "data.source" in changes:  # of the data that these take the place of, path and format count no more
+        changes = {"data.path": "", "data.format": "", **changes}
     for path, value in {**_call(changes.get("model.student"), overrides), **changes}.items():
         set_value(values, path, value)
     for number in range(len(values.get("controls", [])) if init else 0):

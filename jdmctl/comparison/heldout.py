@@ -115,7 +115,7 @@ def _rows(place: Path) -> Rows:
     files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
     if files and not is_known(str(place)):
         drawn = [file for file in files if not _tells_of_drawn(file)]
-        return ListedRows(drawn, [""] * len(drawn))
+        return ListedRows(place, drawn, [""] * len(drawn))
     return open_rows(str(place), ReadOptions(cache_folder()))
 
 

@@ -32,7 +32,7 @@ def keep_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
             file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".part", delete=False) as stream:
                 unfinished = Path(stream.name)
-                np.savez(stream, allow_pickle=False, **arrays)
+                np.savez(stream, **arrays)  # type: ignore[arg-type]  # allow_pickle would be an array before numpy 2.1
             os.replace(unfinished, file)
         finally:
             if unfinished:

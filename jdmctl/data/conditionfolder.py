@@ -10,7 +10,7 @@ from torch import Tensor
 from jdmctl.data.imagefolder import condition_columns, find_metadata
 from jdmctl.data.metadata import Row, first_problem, problem_of_file, problem_of_text, read_rows
 from jdmctl.data.pictures import read_image, require_fit
-from jdmctl.data.rows import ListedRows
+from jdmctl.data.rows import ListedRows, name_in
 
 
 class ConditionFolder:
@@ -33,7 +33,7 @@ class ConditionFolder:
             return first_problem((*files, problem_of_text(row)))
 
         rows = read_rows(find_metadata(folder), problem_of)
-        self._resolution_px = resolution_px
+        self._folder, self._resolution_px = folder, resolution_px
         self._texts = [row["text"] for row in rows]
         self._files = [{control: folder / row[column(row, control)] for control in controls} for row in rows]
 
@@ -43,9 +43,9 @@ class ConditionFolder:
     def text(self, index: int) -> str:
         return self._texts[index]
 
-    def shown(self, index: int) -> tuple[Path, ...]:
+    def shown(self, index: int) -> tuple[str, ...]:
         """Which maps they are."""
-        return tuple(self._files[index].values())
+        return tuple(name_in(self._folder, file) for file in self._files[index].values())
 
     def conditions(self, index: int) -> dict[str, Tensor]:
         """Control -> condition [3, H, W] in [0, 1]; raises BadInputError for maps that do not lie over one another."""
@@ -68,4 +68,4 @@ def read_maps(folder: Path) -> ListedRows:
         lambda row: first_problem((*(problem_of_file(row, key, folder) for key in columns), problem_of_text(row))),
     )
     others = {column: [folder / row[column] for row in rows] for column in columns}
-    return ListedRows(others[columns[0]], [row["text"] for row in rows], others)
+    return ListedRows(folder, others[columns[0]], [row["text"] for row in rows], others)

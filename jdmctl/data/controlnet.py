@@ -27,6 +27,7 @@ def read_controlnet(path: Path) -> ListedRows:
         example=_EXAMPLE,
     )
     return ListedRows(
+        folder,
         files=[folder / row["target"] for row in rows],
         texts=[row["prompt"] for row in rows],
         others={CONDITION: [folder / row["source"] for row in rows]},

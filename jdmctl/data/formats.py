@@ -5,10 +5,11 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jdmctl.errors import BadInputError
 
@@ -34,9 +35,14 @@ _OPTIONS = {  # of ReadOptions, those that a reader heeds, as recipes call them
     "parquet": ("image_column", "text_column", "split", "streaming"),
     "hub": ("image_column", "text_column", "split", "streaming"),
     "saved": ("image_column", "text_column", "split"),
-    "webdataset": ("image_column", "text_column"),
+    "webdataset": ("image_column", "text_column", "split"),
+}
+_UNREAD = {  # by sources that read no pictures or maps, of a recipe's data
+    "prompts": ("format", *_OPTIONS["hub"]),
+    "tiny": ("path", "format", *_OPTIONS["hub"]),
 }
 _ELSEWHERE = ("hub", "webdataset")  # which may be anywhere
+_FILES = (".json", ".jsonl", ".csv", ".parquet", ".arrow", ".tar", ".gz", ".zst", ".zip")  # and pictures and captions
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w-][\w.-]*")
 _KNOWN = "metadata.jsonl with pictures or maps, prompt.json, VideoX json, captions beside pictures, parquet, tar shards"
 
@@ -86,6 +92,12 @@ def require_options(format: str, options: ReadOptions) -> None:
         )
 
 
+def problem_of_unread(source: str, given: Mapping[str, Any]) -> str:
+    """What is wrong with what a recipe says of its data, if its source has no use for some of it."""
+    useless = [f"{name} {given[name]!r}" for name in _UNREAD.get(source, ()) if name in given]
+    return f"source {source!r} has no use for {' and '.join(useless)}: leave it out" if useless else ""
+
+
 def require_format(name: str) -> None:
     """Raises BadInputError for a name, other than none, that is not a format's."""
     if name and name not in FORMATS:
@@ -101,7 +113,7 @@ def find_format(path: str) -> str:
         return _of_file(place)
     if path.endswith(".tar") and ("{" in path or "://" in path or glob.has_magic(path)) or path.startswith("pipe:"):
         return "webdataset"
-    if _HUB_NAME.fullmatch(path) and not place.suffix:
+    if _HUB_NAME.fullmatch(path) and not _is_named_as_a_file(place):
         return "hub"
     raise BadInputError(f"no folder {path}, and no file either", hint="check the path; on the hub it is owner/name")
 
@@ -115,7 +127,16 @@ def is_known(path: str) -> bool:
     return True
 
 
+def _is_named_as_a_file(place: Path) -> bool:
+    """Names on the hub may have a dot, as in prompts-2.47M."""
+    from jdmctl.data.kohya import CAPTIONS
+    from jdmctl.data.pictures import SUFFIXES
+
+    return place.suffix.lower() in (*SUFFIXES, *CAPTIONS, *_FILES)
+
+
 def _of_folder(folder: Path) -> str:
+    from jdmctl.data.folders import files_below
     from jdmctl.data.imagefolder import picture_columns
     from jdmctl.data.videox import is_list
 
@@ -128,7 +149,7 @@ def _of_folder(folder: Path) -> str:
         return "saved"
     if any(map(is_list, folder.glob("*.json"))):
         return "videox"
-    kinds = Counter(file.suffix.lower() for file in folder.rglob("*") if file.is_file())
+    kinds = Counter(file.suffix.lower() for file in files_below(folder) if file.is_file())
     if kinds[".tar"]:
         return "webdataset"
     if kinds[".parquet"]:

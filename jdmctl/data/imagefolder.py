@@ -24,6 +24,7 @@ def read_imagefolder(folder: Path) -> ListedRows:
         file, lambda row: first_problem((*(problem_of_file(row, key, folder) for key in keys), problem_of_text(row)))
     )
     return ListedRows(
+        folder,
         files=[folder / row["file_name"] for row in rows],
         texts=[row["text"] for row in rows],
         others={column: [folder / row[column] for row in rows] for column in conditions},
@@ -53,7 +54,7 @@ def picture_columns(file: Path) -> list[str]:
         first = next((line for line in lines if line.strip()), "")
     try:
         row = json.loads(first)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return []
     columns = row if isinstance(row, dict) else {}
     return [column for column in columns if column == "file_name" or column.startswith(CONDITION)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from jdmctl.data.folders import files_below
 from jdmctl.data.metadata import problems_error, read_text
 from jdmctl.data.pictures import SUFFIXES
 from jdmctl.data.rows import ListedRows
@@ -24,7 +25,7 @@ def read_kohya(folder: Path) -> ListedRows:
     Raises BadInputError with all pictures that have no caption, or one that is not UTF-8.
     """
     files, texts, times, problems = [], [], [], []
-    for file in sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()):
+    for file in sorted(file for file in files_below(folder) if file.suffix.lower() in SUFFIXES and file.is_file()):
         named = _REPEATED.fullmatch(file.parent.name)
         if named and int(named[1]) == 0:
             continue
@@ -42,7 +43,7 @@ def read_kohya(folder: Path) -> ListedRows:
         raise problems_error(folder, problems, "write a caption file beside each picture, a.txt for a.png")
     if not files:
         raise BadInputError(f"{folder} holds no pictures", hint="give a folder with PNG, JPEG or WebP files")
-    return ListedRows(files, texts, times=times)
+    return ListedRows(folder, files, texts, times=times)
 
 
 def _caption(picture: Path) -> str | None:

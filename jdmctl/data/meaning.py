@@ -21,8 +21,11 @@ class Meaning(NamedTuple):
 def meaning_of(path: str, format: str = "") -> Meaning:
     """A list of prompts, or rows of a format, whose ready-made conditions are taken where they are sure to be.
 
-    A metadata.jsonl means its folder. Raises BadInputError as `find_format` does, and for another list of pictures.
+    A metadata.jsonl means its folder. Raises BadInputError as `find_format` does, for no path, and for another list of
+    pictures.
     """
+    if not path:
+        raise BadInputError("no data set is named: its path is empty", hint="give a folder, a file, or a hub name")
     place = Path(path)
     if format in ("", "imagefolder") and place.name == "metadata.jsonl" and place.is_file():
         path = str(place.parent)

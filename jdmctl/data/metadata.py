@@ -24,7 +24,7 @@ def read_rows(path: Path, problem_of: Callable[[Row], str], example: str = 'one 
     for number, line in _numbered_lines(path):
         try:
             found.append((f"line {number}", json.loads(line)))
-        except json.JSONDecodeError as reason:
+        except (ValueError, RecursionError) as reason:
             found.append((f"line {number}", reason))
     return check_rows(path, found, problem_of, example)
 
@@ -38,6 +38,8 @@ def check_rows(
     for where, row in found:
         if isinstance(row, json.JSONDecodeError):
             problem = f"not valid json ({row.msg} at column {row.colno})"
+        elif isinstance(row, (ValueError, RecursionError)):  # a number of thousands of digits, or nested as deep
+            problem = f"json that cannot be read ({row})"
         else:
             problem = problem_of(row) if isinstance(row, dict) else "not an object {...}"
         if problem:

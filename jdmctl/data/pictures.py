@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 from torch import Tensor
 
 from jdmctl.errors import BadInputError
 
 SMALLEST_PX = 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
+_TURNS = {  # EXIF orientation -> what lays it upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_ITS_SIDE = (5, 6, 7, 8)
 _SLACK = 0.01  # by which fractions may leave [0, 1], as resizing makes them do
 
 
@@ -38,7 +49,7 @@ def read_image(picture: Picture, resolution_px: int | tuple[int, int]) -> Tensor
     """The picture's centre square at `resolution_px`, or its centre of height x width, [3, H, W] in [0, 1].
 
     Greyscale, palette, CMYK and 16-bit pictures become RGB; transparency is laid over white; EXIF
-    orientation is applied; of an animation the first frame is taken.
+    orientation is applied, unless it is damaged; of an animation the first frame is taken.
 
     Raises:
         BadInputError: missing, damaged, not a picture, too small to show anything, so large that it
@@ -51,7 +62,8 @@ def read_image(picture: Picture, resolution_px: int | tuple[int, int]) -> Tensor
             raise BadInputError(
                 f"{picture} is damaged or cut short: {problem}", hint="copy or export it again"
             ) from problem
-        rgb = _to_rgb(ImageOps.exif_transpose(image), picture)
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image if turn is None else image.transpose(turn), picture)
     if min(rgb.size) < SMALLEST_PX:
         raise BadInputError(
             f"{picture} is {rgb.width} x {rgb.height} px: too small to show anything",
@@ -69,11 +81,10 @@ def size_of(picture: Picture) -> tuple[int, int]:
     """
     with _open(picture) as image:
         width, height = image.size
-        try:
-            is_turned = image.getexif().get(_ORIENTATION) in _TURNED
-        except (OSError, SyntaxError, ValueError):
-            is_turned = False
-    return (width, height) if is_turned else (height, width)
+        if isinstance(image, TiffImageFile):  # its `size` is as seen, or as stored, by the version of Pillow
+            width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+        is_on_its_side = _orientation(image) in _ON_ITS_SIDE
+    return (width, height) if is_on_its_side else (height, width)
 
 
 def require_fit(picture: Picture, other: Picture) -> None:
@@ -113,6 +124,14 @@ def _open(picture: Picture) -> Image.Image:
         ) from problem
     except (OSError, SyntaxError, ValueError) as problem:
         raise BadInputError(f"{picture} cannot be read: {problem}", hint="use PNG, JPEG or WebP") from problem
+
+
+def _orientation(image: Image.Image) -> int:
+    """As EXIF has it; 1, upright, where there is none or it is damaged."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return 1
 
 
 def _to_rgb(image: Image.Image, picture: Picture) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ class Rows(Protocol):
 
     def repeats(self, index: int) -> int: ...  # how often an epoch of training shows it
 
-    def shown(self, index: int) -> Hashable: ...  # which picture it is: equal for rows that are known to share one
+    def shown(self, index: int) -> Hashable: ...  # its picture: equal for rows known to share one, and in another run
 
     def identity(self) -> str: ...  # changes when the files do, or another column is their picture
 
@@ -38,6 +39,7 @@ class Rows(Protocol):
 class ListedRows:
     """Rows whose pictures are files."""
 
+    folder: Path  # of the data set
     files: Sequence[Path]
     texts: Sequence[str]
     others: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # column of conditions -> files
@@ -59,11 +61,16 @@ class ListedRows:
     def repeats(self, index: int) -> int:
         return self.times[index] if self.times else 1
 
-    def shown(self, index: int) -> Path:
-        return self.files[index]
+    def shown(self, index: int) -> str:
+        return name_in(self.folder, self.files[index])
 
     def identity(self) -> str:
         return identity_of(self.files)
+
+
+def name_in(folder: Path, file: Path) -> str:
+    """What a file is called in a folder's list, whether by a path from there or by one from the root."""
+    return str(file).removeprefix(os.path.join(folder, ""))
 
 
 def identity_of(files: Sequence[Path]) -> str:

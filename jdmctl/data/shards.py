@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jdmctl.data.arrays import keep_arrays, read_arrays
+from jdmctl.data.folders import files_below, of_split
 from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import is_whole, problems_error
 from jdmctl.data.options import ReadOptions
@@ -53,7 +54,7 @@ class ShardRows:
             raise BadInputError(f"{name} has no samples", hint="a sample is a picture and a caption: a.jpg and a.txt")
         self._shards, tables = [shard for shard, _ in filled], [table for _, table in filled]
         self._shard = np.repeat(np.arange(len(tables)), [len(table["name"]) for table in tables])
-        first = set(tables[0]) - {"name", "text", "image", "is_json"}
+        first = {column for column in tables[0] if column.startswith(CONDITION)}
         self.conditions = tuple(sorted(first.intersection(*tables)))
         columns = ("name", "text", "image", "is_json", *self.conditions)
         self._columns = {column: np.concatenate([table[column] for table in tables]) for column in columns}
@@ -70,8 +71,8 @@ class ShardRows:
     def repeats(self, index: int) -> int:
         return 1
 
-    def shown(self, index: int) -> int:
-        return index
+    def shown(self, index: int) -> tuple[int, bytes]:
+        return index, bytes(self._columns["name"][index])
 
     def identity(self) -> str:
         return f"{identity_of(self._shards)} {self._image}"
@@ -88,25 +89,35 @@ def read_shards(path: str, options: ReadOptions) -> ShardRows:
 
     A sample is a picture (.jpg, .png, .webp ...) and a caption of the same name: .txt, .caption, or .json with
     `caption`, `text` or `prompt`. `options.image_column` and `text_column` name other kinds of members, or the key
-    of the json. Condition pictures are members `a.conditioning_image.png` or `a.conditioning_image_canny.png`.
+    of the json. Condition pictures are members `a.conditioning_image.png` or `a.conditioning_image_canny.png`. Of a
+    folder the shards of `options.split` are read, as their names tell it.
 
     Raises BadInputError for shards that are missing, damaged or compressed, and with all samples that are not whole.
     """
-    return ShardRows(_expand(path), options, path)
+    return ShardRows(_expand(path, options.split), options, path)
 
 
-def _expand(path: str) -> list[Path]:
+def _expand(path: str, split: str) -> list[Path]:
     if "://" in path or path.startswith("pipe:"):
         raise BadInputError(
             f"{path} is not on this machine: its samples could not be found without reading all before them",
             hint="download the shards, or name the data set as it is called on the hub",
         )
-    if "{" in path and not Path(path).exists():
+    folder = Path(path)
+    if folder.is_dir():
+        shards = sorted((file for file in files_below(folder) if file.suffix == ".tar"), key=str)
+        names = list(map(str, of_split(folder, shards, split)))
+    elif split != "train":
+        raise BadInputError(
+            f"{path} says itself which shards are meant, so there is no use for split {split!r}",
+            hint="leave it out, or give the folder of the shards",
+        )
+    elif "{" in path and not folder.exists():
         names = _braces(path)
-    elif glob.has_magic(path) and not Path(path).exists():
+    elif glob.has_magic(path) and not folder.exists():
         names = sorted(glob.glob(path))
     else:
-        names = sorted(map(str, Path(path).rglob("*.tar"))) if Path(path).is_dir() else [path]
+        names = [path]
     missing = [f"no file {name}" for name in names if not Path(name).is_file()]
     if missing:
         raise problems_error(path, missing, "download these shards, or leave them out of the pattern")
@@ -129,7 +140,7 @@ def _braces(path: str) -> list[str]:
 def _table_of(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], list[str]]:
     """Where everything lies in a shard, and what is wrong there; from the cache if the shard is as it was."""
     state = shard.stat()
-    wanted = [str(shard.resolve()), state.st_size, state.st_mtime_ns, options.image_column, options.text_column, 2]
+    wanted = [str(shard.resolve()), state.st_size, state.st_mtime_ns, options.image_column, options.text_column, 3]
     file = options.cache / "shards" / f"{hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]}.npz"
     if kept := read_arrays(file):
         return kept, []
@@ -144,7 +155,10 @@ def _index(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], li
     columns: dict[str, list[Any]] = {"image": [], "text": [], "is_json": []}
     others: list[dict[str, Span]] = []
     problems = []
-    for name, members in _samples(shard):
+    for name, members, twice in _samples(shard):
+        if twice:
+            problems.append(f"{name}: two samples of this name in a row, both with .{', .'.join(sorted(twice))}")
+            continue
         image = _first(members, (options.image_column,) if options.image_column else _PICTURES)
         text = _first(members, (options.text_column, "json") if options.text_column else _TEXTS)
         if not (image and text):
@@ -153,7 +167,7 @@ def _index(shard: Path, options: ReadOptions) -> tuple[dict[str, np.ndarray], li
             continue
         try:
             _caption(_read(shard, members[text]), text == "json", options.text_column)
-        except ValueError as problem:
+        except (ValueError, RecursionError) as problem:
             problems.append(f"{name}.{text}: {problem}")
             continue
         names.append(name.encode())
@@ -196,10 +210,11 @@ def _first(members: dict[str, Span], kinds: Sequence[str]) -> str:
     return next((kind for kind in kinds if kind in members), "")
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Span]]]:
-    """Name and members by kind, of neighbours of one name."""
+def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Span], set[str]]]:
+    """Name, members by kind, and the kinds that are there twice, of neighbours of one name."""
     size, current = os.path.getsize(shard), ""
     members: dict[str, Span] = {}
+    twice: set[str] = set()
     for member in _members(shard):
         split = _MEMBER.fullmatch(member.name)
         if not member.isreg() or not split or Path(member.name).name.startswith("__"):
@@ -208,11 +223,14 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Span]]]:
             raise BadInputError(f"{shard} is cut short: {member.name} is not all there", hint="copy it again")
         if split[1] != current:
             if members:
-                yield current, members
-            current, members = split[1], {}
-        members[split[2].lower()] = (member.offset_data, member.size)
+                yield current, members, twice
+            current, members, twice = split[1], {}, set()
+        kind = split[2].lower()
+        if kind in members:
+            twice.add(kind)
+        members[kind] = (member.offset_data, member.size)
     if members:
-        yield current, members
+        yield current, members, twice
 
 
 def _members(shard: Path) -> Iterator[tarfile.TarInfo]:

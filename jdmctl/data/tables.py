@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jdmctl.data.folders import files_below, of_split
 from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import problems_error
 from jdmctl.data.options import ReadOptions
@@ -87,10 +88,12 @@ def read_parquet(path: Path, options: ReadOptions) -> TableRows:
     They are converted once to Arrow files in the cache, which takes about as much room again; `options.stream`
     converts the first rows only. Raises BadInputError for what is not parquet, or has no such columns.
     """
-    files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [str(path)]
+    where: dict[str, str | list[str]] = {"data_dir" if path.is_dir() else "data_files": str(path)}
+    files = sorted(file for file in files_below(path) if file.suffix == ".parquet") if path.is_dir() else [path]
     if not files:
         raise BadInputError(f"{path} holds no .parquet file", hint="check the path")
-    where = {"data_dir": str(path)} if path.is_dir() else {"data_files": str(path)}
+    if path.is_dir() and len(files) > len(list(path.rglob("*.parquet"))):  # `datasets` does not follow links to folders
+        where["data_files"] = [str(file.absolute()) for file in of_split(path, files, options.split)]
     return TableRows(_load("parquet", options, where, files), str(path), options)
 
 
@@ -118,11 +121,11 @@ def read_hub(name: str, options: ReadOptions) -> TableRows:
     return TableRows(_load(name, options, {}, []), f"{name} ({options.split})", options)
 
 
-def _load(builder: str, options: ReadOptions, where: Mapping[str, str], files: Sequence[str]) -> Any:
+def _load(builder: str, options: ReadOptions, where: Mapping[str, Any], files: Sequence[Path]) -> Any:
     """What `load_dataset` makes of a hub name, or of local `files`, which it is told by `where`."""
     datasets = _library()
     split = "train" if "data_files" in where else options.split
-    what, hint = f"{''.join(where.values())} cannot be read", "check the file, and data.split"
+    what, hint = f"{next(iter(where.values()), '')} cannot be read", "check the file, and data.split"
     if not files:
         what = f"no folder {builder}, and it cannot be had from the hub"
         hint = "check the name, data.split and the connection, or give a local folder"
@@ -133,10 +136,10 @@ def _load(builder: str, options: ReadOptions, where: Mapping[str, str], files: S
         return datasets.load_dataset(builder, split=split, **where, **local)
 
 
-def _streamed(builder: str, split: str, options: ReadOptions, where: Mapping[str, str], files: Sequence[str]) -> Any:
+def _streamed(builder: str, split: str, options: ReadOptions, where: Mapping[str, Any], files: Sequence[Path]) -> Any:
     """The first rows as a table of their own in the cache; made in whole or not at all."""
     datasets = _library()
-    key = json.dumps([builder, split, identity_of([Path(file) for file in files]), options.stream])
+    key = json.dumps([builder, split, identity_of(files), options.stream])
     kept = options.cache / "streams" / hashlib.sha256(key.encode()).hexdigest()[:24]
     if not kept.is_dir():
         stream = datasets.load_dataset(builder, split=split, streaming=True, **where)

@@ -28,6 +28,8 @@ def read_videox(path: Path) -> ListedRows:
         raise BadInputError(
             f"{file} line {reason.lineno}: not valid json ({reason.msg})", hint=f"write {_EXAMPLE}"
         ) from reason
+    except (ValueError, RecursionError) as reason:
+        raise BadInputError(f"{file}: json that cannot be read ({reason})", hint=f"write {_EXAMPLE}") from reason
     if not isinstance(listed, list):
         raise BadInputError(f"{file} holds {type(listed).__name__}, not a list", hint=f"write {_EXAMPLE}")
     has_conditions = any(isinstance(row, dict) and row.get(_CONTROL) for row in listed)
@@ -40,6 +42,7 @@ def read_videox(path: Path) -> ListedRows:
 
     rows = check_rows(file, [(f"row {number}", row) for number, row in enumerate(listed, 1)], problem_of, _EXAMPLE)
     return ListedRows(
+        file.parent,
         files=[file.parent / row["file_path"] for row in rows],
         texts=[row["text"] for row in rows],
         others={CONDITION: [file.parent / row[_CONTROL] for row in rows]} if has_conditions else {},

@@ -54,7 +54,7 @@ class Scenes:
         return select(self, indices)
 
     def save(self, path) -> None:
-        np.savez_compressed(path, allow_pickle=False, **arrays(self))
+        np.savez_compressed(path, **arrays(self))  # type: ignore[arg-type]  # allow_pickle is an array before numpy 2.1
 
     @classmethod
     def load(cls, path) -> "Scenes":

@@ -16,7 +16,7 @@ from torch import Tensor
 from jdmctl import __version__
 from jdmctl.controls.base import Control
 from jdmctl.data.cache import ConditionCache
-from jdmctl.training.draws import SampleDraws
+from jdmctl.training.draws import SampleDraws, order
 from jdmctl.types import Codec, Prompt, Student
 
 _KEPT_BYTES = 2**30  # of conditions and pictures in memory; beyond that they are made or read again
@@ -170,6 +170,7 @@ class Part:
 
     whole: Whole
     indices: Sequence[int]
+    pictures: Sequence[Hashable]  # which each of the whole is of
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -185,36 +186,34 @@ def _once(index: int) -> int:
     return 1
 
 
-def _itself(index: int) -> Hashable:
-    return index
-
-
 def split(
     whole: Whole,
     num_samples: int,
     num_validation: int,
     repeats: Callable[[int], int] = _once,
-    shown: Callable[[int], Hashable] = _itself,
+    shown: Callable[[int], Hashable] | None = None,
 ) -> tuple[Part, Part]:
-    """The first samples to train on, the last ones held out.
+    """Samples to train on, and others held out, which are spread over all: data often lies sorted by what it shows.
 
-    `num_samples` 0 takes all. `shown` says which picture a sample is of: pictures are held out with all their samples,
-    from the last on, until these are as many as asked. At most a quarter of the pictures is held out; from fewer than
-    four nothing can be, and training samples serve twice. `repeats` says how often an epoch of training shows a sample.
+    Of the whole the first `num_samples`; 0 takes all. `shown` says which picture a sample is of; without it each is of
+    its own, told by its text. Pictures are held out with all their samples, in a shuffled order that is the same each
+    time, until these are as many as asked. At most a quarter of the pictures is held out; from fewer than four nothing
+    can be, and training samples serve twice. `repeats` says how often an epoch of training shows a sample.
     """
+    shown = shown or (lambda index: (index, whole.text(index)))
     pictures = [shown(index) for index in range(min(num_samples or len(whole), len(whole)))]
     times = Counter(pictures)
     held_out: set[Hashable] = set()
     num_held_out = 0
-    for picture in reversed(pictures):
+    for picture in (pictures[index] for index in order(0, "held out", 0, len(pictures))):
         if len(held_out) == len(times) // 4 or num_held_out >= num_validation:
             break
         num_held_out += 0 if picture in held_out else times[picture]
         held_out.add(picture)
     kept = [index for index, picture in enumerate(pictures) if picture not in held_out]
-    train = Part(whole, [index for index in kept for _ in range(repeats(index))])
+    train = Part(whole, [index for index in kept for _ in range(repeats(index))], pictures)
     val = [index for index, picture in enumerate(pictures) if picture in held_out]
-    return train, Part(whole, val) if val else train
+    return train, Part(whole, val, pictures) if val else train
 
 
 def extractor(
