@@ -18,7 +18,7 @@ from jdmctl.cli.compare import _arenas
 from jdmctl.comparison.cells import Entry, plan
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.history import History
-from jdmctl.comparison.scoring import score
+from jdmctl.comparison.scoring import _draw, score
 from jdmctl.comparison.searches import MorePasses
 from jdmctl.comparison.training import complete
 from jdmctl.errors import BadInputError
@@ -105,6 +105,21 @@ def test_an_ordinary_controlnet_that_is_given_needs_no_training(recipe, tmp_path
     assert given.is_given and given.is_done and given.branches() == {"canny": tmp_path / "mine"}
     assert not other.is_given
     assert other.recipe.controls[0].teacher_branch == str(tmp_path / "mine")
+
+
+def test_how_long_a_given_controlnet_was_trained_nobody_knows(recipe, tmp_path, monkeypatch):
+    """Plugged in or in many steps, it has no place over minutes of training; not the one at 0."""
+    for drawing in ("_one_step", "_multistep"):
+        monkeypatch.setattr(f"jdmctl.comparison.scoring.{drawing}", lambda *_: None)
+    monkeypatch.setattr("jdmctl.comparison.scoring._untrained", lambda *_: [])
+    asked = entries("dsm", "dsm@mine", **{"dsm@mine": [f"controls.canny.teacher_branch={tmp_path}"]})
+    cells = plan(recipe, [], asked, tmp_path)
+    (cells[0].folder / "controlnet").mkdir(parents=True)
+    drawn = {one.method: one.minutes for one in _draw(None, cells, MorePasses([2], [], []))}
+    assert drawn == {
+        "ControlNet plugged in": 0, "ControlNet 2 steps": 0,
+        "ControlNet plugged in@mine": None, "ControlNet@mine 2 steps": None,
+    }  # fmt: skip
 
 
 def test_a_cell_that_was_begun_goes_on(recipe, tmp_path, monkeypatch):
