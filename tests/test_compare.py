@@ -1,9 +1,13 @@
 """`jdmctl compare`: its cells, what it trains when, and its report; on random tiny models."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -128,7 +132,7 @@ def test_a_cell_that_was_begun_goes_on(recipe, tmp_path, monkeypatch):
 
     def start(words, **_):
         asked.append(words)
-        return SimpleNamespace(wait=lambda timeout: 0)
+        return SimpleNamespace(wait=lambda timeout=None: 0, terminate=lambda: None)
 
     monkeypatch.setattr(subprocess, "Popen", start)
     (cell,) = plan(recipe, [], entries("jdm"), tmp_path)
@@ -137,6 +141,52 @@ def test_a_cell_that_was_begun_goes_on(recipe, tmp_path, monkeypatch):
     (cell.folder / "recipe.yaml").write_text(to_yaml(cell.recipe))
     complete([cell], float("inf"), "", print)
     assert asked[0][-2:] == ["--output", str(cell.folder)] and asked[1][-2:] == [str(cell.folder), "--resume"]
+
+
+STAND_IN = """
+import pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path("saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("trains").touch()
+time.sleep(60)
+"""
+
+
+def test_a_training_ends_with_a_compare_that_is_terminated(recipe, tmp_path, monkeypatch):
+    """Only compare gets the signal; it waits until the training has saved. Then SIGTERM is what it was."""
+
+    def terminate():
+        while not Path("trains").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def usual(*_):
+        raise AssertionError("nobody took the signal")
+
+    monkeypatch.setattr("jdmctl.comparison.training._command", lambda *_: [sys.executable, "-c", STAND_IN])
+    before = signal.signal(signal.SIGTERM, usual)
+    try:
+        threading.Thread(target=terminate, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            complete(plan(recipe, [], entries("jdm"), tmp_path), float("inf"), "", print)
+        assert Path("saved").exists() and signal.getsignal(signal.SIGTERM) is usual
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_training_ends_with_a_compare_that_is_killed():
+    """The system then closes compare's end of the pipe."""
+    code = "from jdmctl.cli import child; child.end_with_parent(); print(flush=True); import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_the_history_of_a_run_that_was_resumed(tmp_path):

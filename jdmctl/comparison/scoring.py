@@ -25,7 +25,7 @@ class Drawn:
     passes: int  # of the backbone, for one picture
     seeds: tuple[int, ...]
     drawings: tuple[Drawing, ...]
-    minutes: float | None = None  # of training, mean over seeds, an ordinary ControlNet that it needs included; None: not counted
+    minutes: float | None = None  # of training, mean over seeds, with that of an ordinary ControlNet; None: not counted
 
 
 @dataclass(frozen=True)
