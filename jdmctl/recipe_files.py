@@ -125,7 +125,7 @@ def parse_recipe(
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        problems = _problems(error.errors())
+        problems = explained(error.errors())
         lacks = any(one["type"] == "missing" for one in error.errors())
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise RecipeError(
@@ -245,7 +245,7 @@ def _name(item: Any) -> Any:
     return item.get("label") or item.get("name") if isinstance(item, dict) else None
 
 
-def _problems(errors: Sequence[ErrorDetails]) -> list[str]:
+def explained(errors: Sequence[ErrorDetails]) -> list[str]:
     """A line for each, without those that only follow from others."""
     places = [error["loc"] for error in errors]
     return [

@@ -230,7 +230,7 @@ def test_prompts_alone_are_compared_with_the_teacher(in_tiny_world, jdmctl, monk
 
 def test_alarms_end_a_run_and_tell_why(in_tiny_world, many_photos, jdmctl, monkeypatch):
     """Two looks with something wrong end it; resumed without the rule it goes on."""
-    monkeypatch.setattr(Watch, "problems", lambda self: ["x grew odd"] if len(self.history) > 2 else [])
+    monkeypatch.setattr(Watch, "problems", lambda self: {"x": "x grew odd"} if len(self.history) > 2 else {})
     words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET,
              "--set", "training.num_steps=6")  # fmt: skip
     out = jdmctl("align", *words, "-o", "run")
@@ -243,7 +243,7 @@ def test_alarms_end_a_run_and_tell_why(in_tiny_world, many_photos, jdmctl, monke
 
 def test_a_warm_up_raises_no_alarm_against_the_training_after_it(in_tiny_world, many_photos, jdmctl, monkeypatch):
     """Every look at the warm-up is wrong; the training is held against its own start, so nothing is at its first."""
-    monkeypatch.setattr(Watch, "problems", lambda self: ["x grew odd"] if len(self.history) > 1 else [])
+    monkeypatch.setattr(Watch, "problems", lambda self: {"x": "x grew odd"} if len(self.history) > 1 else {})
     words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET,
              "--set", "training.dsm_warmup_steps=3", "--set", "controls=[{name: lowres, init: dsm}]")  # fmt: skip
     out = jdmctl("align", *words, "--set", "training.num_steps=4", "-o", "run")
@@ -254,7 +254,7 @@ def test_a_warm_up_raises_no_alarm_against_the_training_after_it(in_tiny_world, 
 
 
 def test_where_every_look_was_alarmed_that_is_told(in_tiny_world, many_photos, jdmctl, monkeypatch):
-    monkeypatch.setattr(Watch, "problems", lambda self: ["x grew odd"] if len(self.history) > 1 else [])
+    monkeypatch.setattr(Watch, "problems", lambda self: {"x": "x grew odd"} if len(self.history) > 1 else {})
     words = ("--student", "tiny", "--teacher", "tiny", "--data", many_photos, "--reward", "brightness", *SET)
     out = jdmctl("align", *words, "--set", "training.num_steps=4", "-o", "run")
     assert ", alarmed too" in out

@@ -1,9 +1,13 @@
 """`jdmctl compare`: its cells, what it trains when, and its report; on random tiny models."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +22,7 @@ from jdmctl.cli.compare import _arenas
 from jdmctl.comparison.cells import Entry, plan
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.history import History
-from jdmctl.comparison.scoring import score
+from jdmctl.comparison.scoring import _draw, score
 from jdmctl.comparison.searches import MorePasses
 from jdmctl.comparison.training import complete
 from jdmctl.errors import BadInputError
@@ -107,13 +111,28 @@ def test_an_ordinary_controlnet_that_is_given_needs_no_training(recipe, tmp_path
     assert other.recipe.controls[0].teacher_branch == str(tmp_path / "mine")
 
 
+def test_how_long_a_given_controlnet_was_trained_nobody_knows(recipe, tmp_path, monkeypatch):
+    """Plugged in or in many steps, it has no place over minutes of training; not the one at 0."""
+    for drawing in ("_one_step", "_multistep"):
+        monkeypatch.setattr(f"jdmctl.comparison.scoring.{drawing}", lambda *_: None)
+    monkeypatch.setattr("jdmctl.comparison.scoring._untrained", lambda *_: [])
+    asked = entries("dsm", "dsm@mine", **{"dsm@mine": [f"controls.canny.teacher_branch={tmp_path}"]})
+    cells = plan(recipe, [], asked, tmp_path)
+    (cells[0].folder / "controlnet").mkdir(parents=True)
+    drawn = {one.method: one.minutes for one in _draw(None, cells, MorePasses([2], [], []))}
+    assert drawn == {
+        "ControlNet plugged in": 0, "ControlNet 2 steps": 0,
+        "ControlNet plugged in@mine": None, "ControlNet@mine 2 steps": None,
+    }  # fmt: skip
+
+
 def test_a_cell_that_was_begun_goes_on(recipe, tmp_path, monkeypatch):
     """Without a checkpoint, too: its folder is there, so a run that says nothing of resuming would be refused."""
     asked = []
 
     def start(words, **_):
         asked.append(words)
-        return SimpleNamespace(wait=lambda timeout: 0)
+        return SimpleNamespace(wait=lambda timeout=None: 0, terminate=lambda: None)
 
     monkeypatch.setattr(subprocess, "Popen", start)
     (cell,) = plan(recipe, [], entries("jdm"), tmp_path)
@@ -122,6 +141,52 @@ def test_a_cell_that_was_begun_goes_on(recipe, tmp_path, monkeypatch):
     (cell.folder / "recipe.yaml").write_text(to_yaml(cell.recipe))
     complete([cell], float("inf"), "", print)
     assert asked[0][-2:] == ["--output", str(cell.folder)] and asked[1][-2:] == [str(cell.folder), "--resume"]
+
+
+STAND_IN = """
+import pathlib, signal, sys, time
+
+def save(*_):
+    time.sleep(0.5)
+    pathlib.Path("saved").touch()
+    sys.exit(130)
+
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("trains").touch()
+time.sleep(60)
+"""
+
+
+def test_a_training_ends_with_a_compare_that_is_terminated(recipe, tmp_path, monkeypatch):
+    """Only compare gets the signal; it waits until the training has saved. Then SIGTERM is what it was."""
+
+    def terminate():
+        while not Path("trains").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def usual(*_):
+        raise AssertionError("nobody took the signal")
+
+    monkeypatch.setattr("jdmctl.comparison.training._command", lambda *_: [sys.executable, "-c", STAND_IN])
+    before = signal.signal(signal.SIGTERM, usual)
+    try:
+        threading.Thread(target=terminate, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            complete(plan(recipe, [], entries("jdm"), tmp_path), float("inf"), "", print)
+        assert Path("saved").exists() and signal.getsignal(signal.SIGTERM) is usual
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_training_ends_with_a_compare_that_is_killed():
+    """The system then closes compare's end of the pipe."""
+    code = "from jdmctl.cli import child; child.end_with_parent(); print(flush=True); import time; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(30) == -signal.SIGTERM
 
 
 def test_the_history_of_a_run_that_was_resumed(tmp_path):

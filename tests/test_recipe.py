@@ -13,6 +13,7 @@ from jdmctl.cli.studio import model_of
 from jdmctl.cli.training import plan
 from jdmctl.errors import RecipeError
 from jdmctl.families import identify as identifying
+from jdmctl.families.students import students
 from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import (
     differences,
@@ -347,3 +348,12 @@ def test_names_of_the_world_are_resolved_before_models_are_looked_up(in_tiny_wor
     assert (model.family, model.student) == ("sdxl", "tiny/student_lora")
     assert model_of("tiny/student").family == "stable_diffusion"
     assert len(looked) == 4 and all(source.startswith(str(world.resolve())) for source in looked)
+
+
+def test_a_known_student_is_called_at_the_time_that_is_said(monkeypatch):
+    """As the command in a picture says it: 399 of 999, where the known timestep is 399."""
+    monkeypatch.setattr(identifying, "known_student", lambda _: students()["dmd2-sdxl-1step"])
+    monkeypatch.setattr(identifying, "family_of", lambda _: "sdxl")
+    assert model_of("unet.safetensors", "teacher").student_timestep == 399
+    model = model_of("unet.safetensors", "teacher", student_time=0.4)
+    assert (model.student_time, model.student_timestep, model.student_prediction) == (0.4, None, "epsilon")

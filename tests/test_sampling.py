@@ -12,6 +12,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
+from jdmctl import sampling
+from jdmctl.cli import sample
 from jdmctl.cli.sample import _options, _written
 from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
 from jdmctl.families.stable_diffusion import StableDiffusion
@@ -162,14 +164,14 @@ def test_options_are_read_as_they_were_written(value):
     assert _options([f"depth.scorer={_written(value)}"]) == {"depth": {"scorer": value}}
 
 
-def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl_command, branch, photos):
+def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl_command, branch, photos, monkeypatch):
     """The command in a picture's metadata gives the same pixels, although it was asked for with a
-    photo, at another place in a batch and with a scale."""
+    photo, at another place in a batch, with a scale and in another folder; and on the device that was asked for."""
     code, out, err = jdmctl_command(
         *("sample", "--student", "tiny", "--controlnet", f"softedge={branch}"),
         *("--control", f"softedge={photos}/03.png", "--scale", "softedge=0.7"),
         *("--prompt", "a red box", "--prompt", "a blue box", "--seed", 4, "--num", 2),
-        *("--output", "first", "--json"),
+        *("--output", "first", "--json", "--device", "cpu"),
     )  # fmt: skip
     assert code == 0, err
     *records, last = [json.loads(line) for line in out.splitlines()]
@@ -185,10 +187,41 @@ def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl_command, branch, 
     assert control["condition_sha256"] == hashlib.sha256(Image.open(control["condition"]).tobytes()).hexdigest()
     assert 0 <= chosen["adherence"]["softedge ssim"] <= 1
 
-    code, _, err = jdmctl_command(*words_of(chosen), "--output", "second")
+    first = Path("first").resolve()
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    words = words_of(chosen)
+    assert words[words.index("--device") + 1] == "cpu"
+    code, _, err = jdmctl_command(*words, "--output", "second")
     assert code == 0, err
-    assert torch.equal(pixels("second/000-seed5.png"), pixels(chosen["file"]))
-    assert not torch.equal(pixels("second/000-seed5.png"), pixels(records[1]["file"]))
+    assert torch.equal(pixels("second/000-seed5.png"), pixels(first / "003-seed5.png"))
+    assert not torch.equal(pixels("second/000-seed5.png"), pixels(first / "001-seed5.png"))
+
+
+def test_what_is_drawn_stays(jdmctl_command, in_tiny_world, monkeypatch):
+    """The third picture is interrupted; the grid has the two rows already that it is to have."""
+    drawn, draw_one = [], sampling.draw
+
+    def draw_two(family, prompts, seeds, *more):
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        drawn.extend(seeds)
+        return draw_one(family, prompts, seeds, *more)
+
+    monkeypatch.setattr(sampling, "draw", draw_two)
+    monkeypatch.setattr(sample, "_GRID_ROWS", 2)
+    code, out, err = jdmctl_command("sample", "--student", "tiny", "--num", 3, "--output", "kept")
+    assert code == 130, err
+    assert [line.split()[0] for line in out.splitlines()] == ["kept/000-seed0.png", "kept/001-seed1.png"]
+    assert {path.name for path in Path("kept").iterdir()} == {"000-seed0.png", "001-seed1.png", "grid.png"}
+
+
+def test_a_grid_has_no_more_rows_than_can_be_looked_at(jdmctl_command, in_tiny_world, monkeypatch):
+    monkeypatch.setattr(sample, "_GRID_ROWS", 2)
+    code, _, err = jdmctl_command("sample", "--student", "tiny", "--num", 3, "--output", "many")
+    assert code == 0 and "the grid shows the first 2 of 3 pictures" in err
+    assert [one["seed"] for one in read_record(Path("many/grid.png"))["pictures"]] == [0, 1]
+    assert len(list(Path("many").glob("*-seed*.png"))) == 3
 
 
 @pytest.fixture
@@ -285,6 +318,8 @@ SOFTEDGE = "--student tiny --controlnet softedge="
         ("--student tiny --control softedge=missing.jpg", "missing.jpg is not there", "path"),
         ("--student tiny --scale softedge=much", "much is not a number", "0.8"),
         ("--student tiny --scale softedge=nan", "nan is not a number", "0.8"),
+        ("--student tiny --student-prediction v", "must be epsilon or v_prediction or flow_prediction", "leave it out"),
+        ("--student tiny --family sdx", "no family named 'sdx', did you mean 'sdxl'?", "another value"),
         ("--student tiny --device banana", "device banana is not there (there is cpu", "--device cpu"),
         ("--student tiny --control softedge=photo.png", "no such control branch", "--controlnet softedge=FOLDER"),
         ("--student tiny/depth --prompt x", "model_index.json", "save_pretrained"),

@@ -63,6 +63,21 @@ def test_alarms_are_counted_in_a_row_and_the_best_checkpoint_is_one_without():
     assert max(scores) == scores[1] and scores[2] < scores[0]
 
 
+def test_two_things_that_are_wrong_in_turn_are_not_one_that_stays_wrong():
+    """The fourth look has both, of which one stays: twice in a row."""
+    far, sharp = {"frechet": 9.0}, {"sharpness": 3.0}
+    _, looks = watch(far, sharp, far, far | sharp)
+    assert [look["alarm"] for look in looks] == [0, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["held", "frechet", "diversity", "sharpness", "saturation", "accuracy"])
+def test_what_is_no_number_is_wrong(name):
+    """As a student begins, too: else nothing that comes later could be compared with it, and nothing would be told."""
+    one, looks = watch({name: float("nan")})
+    assert looks[-1]["alarm"] == 1 and f"{name} is nan" in one.advice()
+    assert Watch(("liked",), ("held",)).look({**START, name: float("nan")}, SPREADS)["alarm"] == 1
+
+
 def test_without_a_held_out_reward_the_trained_one_scores_and_the_rest_still_watches():
     one = Watch(("liked",), ())
     one.look(START, SPREADS)

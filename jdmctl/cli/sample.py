@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jdmctl.cli.studio import Request, Studio
 
 _PREVIEW_SAMPLES = 4
+_GRID_ROWS = 16  # of 1000 pictures of 512 px a grid would take gigabytes
 
 RunsArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[RUN_FOLDER]...", help="What add-control made; several are composed.")
@@ -61,10 +62,11 @@ def sample(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw in one step: pictures, conditions and a grid.
+    """Draw in one step: pictures, conditions and a grid of the first 16.
 
     A run folder alone gives a preview on samples that it was not trained on. Prompts, seeds, controls, conditions and
-    scales may be repeated; each prompt is drawn with each seed, all obeying the same conditions.
+    scales may be repeated; each prompt is drawn with each seed, all obeying the same conditions. Each picture is saved
+    as soon as it is drawn.
     """
     photos, maps = _pairs(control, "--control"), _pairs(condition, "--condition")
     if twice := sorted(photos.keys() & maps.keys()):
@@ -84,69 +86,78 @@ def sample(
                 out.warning(f"{name} has no condition and does nothing; give it one: --control {name}=PHOTO")
         folder = output or _new_folder(Path(runs[0] if runs else "", "samples"))
         wanted = [(request, first + i) for request in requests for first in seed for i in range(num)]
-        for record in draw_and_save(studio, wanted, scales, folder):
+        for record in draw_and_save(studio, wanted, scales, folder, device):
             out.result(record, f"{record['file']}  {_caption(record)}")
+        if len(wanted) > _GRID_ROWS:
+            out.note(f"the grid shows the first {_GRID_ROWS} of {len(wanted)} pictures")
         out.result({"grid": str(folder / "grid.png")}, str(folder / "grid.png"))
 
 
 def draw_and_save(
-    studio: Studio, wanted: Sequence[tuple[Request, int]], scales: Mapping[str, float], folder: Path
-) -> list[dict[str, Any]]:
-    """Draw (request, seed) pairs into `folder`; a record of each picture.
+    studio: Studio, wanted: Sequence[tuple[Request, int]], scales: Mapping[str, float], folder: Path, device: str
+) -> Iterator[dict[str, Any]]:
+    """Draw (request, seed) pairs into `folder`; a record of each picture once it is saved. `device` is the one that was
+    asked for, "" if none was.
 
     Conditions are rounded to 8 bits first: what is saved is then exactly what was obeyed. Pictures are drawn one by
-    one, since the last bit of a picture can change with the rest of its batch.
+    one, since the last bit of a picture can change with the rest of its batch. The grid comes with its last row.
     """
-    import torch
-
     from jdmctl import sampling
     from jdmctl.cli.studio import require_known
 
     require_known(scales, studio.branches, "--scale")
-    prompts, seeds = [request.prompt for request, _ in wanted], [seed for _, seed in wanted]
     names = list(wanted[0][0].conditions)
-    asked = {n: sampling.eight_bit(torch.stack([r.conditions[n] for r, _ in wanted])) for n in names}
-    images = sampling.draw(studio.family, prompts, seeds, asked, scales, batch_size=1)
-    alone = sampling.draw(studio.family, prompts, seeds, batch_size=1) if names else images
-    found, scores = {}, {}
-    for name in names:
-        judge, shown = studio.controls[name], images.to(studio.device)
-        found[name] = judge.condition(shown).cpu()
-        scores[name] = judge.scores(shown, asked[name].to(studio.device))[judge.headline].tolist()
-    records, rows = [], []
-    for i in range(len(wanted)):
-        record = _record(studio, prompts[i], seeds[i], {n: asked[n][i] for n in names}, scales, folder)
-        record["adherence"] = {f"{n} {studio.controls[n].headline}": scores[n][i] for n in names}
-        record["file"] = str(folder / f"{i:03d}-seed{seeds[i]}.png")
-        sampling.save_picture(sampling.to_picture(images[i]), Path(record["file"]), record)
-        before, after = [asked[n][i] for n in names], [found[n][i] for n in names]
-        cells = [*before, alone[i], images[i], *after] if names else [images[i]]
-        rows.append((_caption(record), cells))
-        records.append(record)
     around = [f"{n} asked" for n in names], [f"{n} found" for n in names]
     columns = [*around[0], "no control", "output", *around[1]] if names else ["output"]
-    sampling.save_picture(sampling.grid(columns, rows), folder / "grid.png", {"pictures": records})
-    return records
+    records, rows = [], []
+    for i, (request, seed) in enumerate(wanted):
+        asked = {name: sampling.eight_bit(condition)[None] for name, condition in request.conditions.items()}
+        image = sampling.draw(studio.family, [request.prompt], [seed], asked, scales)  # [1, 3, H, W]
+        record = _record(studio, request.prompt, seed, {n: asked[n][0] for n in names}, scales, folder, device)
+        record["adherence"] = {}
+        shown = image.to(studio.device)
+        for name in names:
+            judge = studio.controls[name]
+            score = judge.scores(shown, asked[name].to(studio.device))[judge.headline].item()
+            record["adherence"][f"{name} {judge.headline}"] = score
+        record["file"] = str(folder / f"{i:03d}-seed{seed}.png")
+        sampling.save_picture(sampling.to_picture(image[0]), Path(record["file"]), record)
+        if i < _GRID_ROWS:
+            alone = [sampling.draw(studio.family, [request.prompt], [seed])] if names else []
+            found = [studio.controls[name].condition(shown).cpu() for name in names]
+            rows.append((_caption(record), [cell[0] for cell in (*asked.values(), *alone, image, *found)]))
+            records.append(record)
+        if i + 1 == min(len(wanted), _GRID_ROWS):
+            sampling.save_picture(sampling.grid(columns, rows), folder / "grid.png", {"pictures": records})
+        yield record
 
 
 def _record(
-    studio: Studio, prompt: str, seed: int, conditions: Mapping[str, Tensor], scales: Mapping[str, float], folder: Path
+    studio: Studio,
+    prompt: str,
+    seed: int,
+    conditions: Mapping[str, Tensor],
+    scales: Mapping[str, float],
+    folder: Path,
+    device: str,
 ) -> dict[str, Any]:
-    """Everything that a picture follows from, and the command that draws it again."""
+    """Everything that a picture follows from, and the command that draws it again, from any folder."""
     from jdmctl import __version__, sampling
     from jdmctl.build import resolve
     from jdmctl.families import FAMILIES
+    from jdmctl.recipe_files import world_in_use
     from jdmctl.tinyworld.world import is_of_world
 
     model, time = studio.model, studio.family.student.student_time
-    world = os.environ.get("JDMCTL_WORLD", "") if is_of_world(model.student) else ""
-    command = ["jdmctl", "sample", "--student", model.student, "--student-time", str(time)]
-    command += ["--teacher", model.teacher] if model.teacher != resolve(model.student, "student") else []
+    world = world_in_use() if is_of_world(model.student) else ""
+    command = ["jdmctl", "sample", "--student", _from_anywhere(model.student), "--student-time", str(time)]
+    if model.teacher != resolve(model.student, "student"):
+        command += ["--teacher", _from_anywhere(model.teacher)]
     command += ["--family", model.family] if model.family not in FAMILIES else []
     command += ["--student-prediction", model.student_prediction] if model.student_prediction else []
     command += ["--resolution-px", str(model.resolution_px)] if model.resolution_px else []
-    command += ["--student-lora", str(studio.student_lora)] if studio.student_lora else []
-    command += ["--prompt", prompt, "--seed", str(seed)]
+    command += ["--student-lora", _from_anywhere(studio.student_lora)] if studio.student_lora else []
+    command += ["--prompt", prompt, "--seed", str(seed), *(["--device", device] if device else [])]
     controls: dict[str, Any] = {}
     for name, condition in conditions.items():
         digest, branch, options = sampling.fingerprint(condition), studio.branches[name], studio.options.get(name, {})
@@ -160,10 +171,11 @@ def _record(
             "scale": scales.get(name, 1.0),
             "options": dict(options),
         }
-        command += ["--controlnet", f"{name}={branch}", "--condition", f"{name}={path}"]
+        command += ["--controlnet", f"{name}={_from_anywhere(branch)}", "--condition", f"{name}={path.absolute()}"]
         command += ["--scale", f"{name}={scales.get(name, 1.0)}"]
         for key, value in options.items():
-            command += ["--option", f"{name}.{key}={_written(value)}"]
+            given = _from_anywhere(value) if isinstance(value, str) else value
+            command += ["--option", f"{name}.{key}={_written(given)}"]
     return {
         "jdmctl": __version__,
         "prompt": prompt,
@@ -175,6 +187,14 @@ def _record(
         "controls": controls,
         "command": shlex.join(command) if not world else f"JDMCTL_WORLD={shlex.quote(world)} {shlex.join(command)}",
     }
+
+
+def _from_anywhere(name: str | Path) -> str:
+    """What is here by its absolute path; what is on the hub or in the embedded world as it is."""
+    from jdmctl.tinyworld.world import is_of_world
+
+    is_here = not is_of_world(str(name)) and os.path.exists(name)
+    return str(Path(name).absolute()) if is_here else str(name)
 
 
 def _written(value: Any) -> str:

@@ -149,10 +149,13 @@ def model_of(student: str, teacher: str = "", **call: Any) -> Model:
     A known student has its own call and teacher; another in a whole pipeline needs no teacher to draw.
 
     Raises:
-        BadInputError: it is no pipeline, and nobody knows on which it goes.
+        BadInputError: it is no pipeline, and nobody knows on which it goes; or a value of `call` is none that it takes.
     """
+    from pydantic import ValidationError
+
     from jdmctl.build import resolve
     from jdmctl.families.identify import family_of, known_student, lone_file
+    from jdmctl.recipe_files import explained
     from jdmctl.recipe_sections import Model
 
     own = resolve(student, "student")
@@ -165,9 +168,18 @@ def model_of(student: str, teacher: str = "", **call: Any) -> Model:
             hint=f"give its teacher: --student {student} --teacher TEACHER; or, if it is a LoRA for a one-step "
             f"student, --student STUDENT --student-lora {own}",
         )
-    values = (known.called_as if known else {}) | {key: value for key, value in call.items() if value is not None}
+    given = {key: value for key, value in call.items() if value is not None}
+    if "student_time" in given:  # in place of the timestep that is known
+        given["student_timestep"] = None
+    values = (known.called_as if known else {}) | given
     values.setdefault("family", family_of(resolve(teacher, "teacher") if teacher else own))
-    return Model(teacher=teacher or own, student=student, **values)
+    try:
+        return Model(teacher=teacher or own, student=student, **values)
+    except ValidationError as error:
+        raise BadInputError(
+            f"{student} cannot be called so: {'; '.join(explained(error.errors()))}",
+            hint="give another value, or leave it out",
+        ) from error
 
 
 _ONE_STUDENT = "give runs on the same student, each with controls of its own"

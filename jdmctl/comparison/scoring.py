@@ -25,7 +25,7 @@ class Drawn:
     passes: int  # of the backbone, for one picture
     seeds: tuple[int, ...]
     drawings: tuple[Drawing, ...]
-    minutes: float | None = None  # of training, mean over seeds, an ordinary ControlNet that it needs included
+    minutes: float | None = None  # of training, mean over seeds, with that of an ordinary ControlNet; None: not counted
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[D
         is_ordinary = done[0].recipe.method == "dsm"
         seeds = tuple(cell.recipe.seed for cell in done)
         one_step = tuple(_one_step(scenes, cell) for cell in done)
-        minutes = sum(cell.history().seconds for cell in done) / 60 / len(done)
+        minutes = None if done[0].is_given else sum(cell.history().seconds for cell in done) / 60 / len(done)
         yield Drawn(done[0].called, 1, seeds, one_step, minutes)
         for num_steps in more.teacher_steps if is_ordinary else ():
             scale = done[0].recipe.objective.guidance_scale

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from jdmctl.comparison.cells import Cell
 from jdmctl.errors import BadInputError
@@ -25,10 +26,22 @@ def require_same(cells: Sequence[Cell]) -> None:
             )
 
 
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_interrupted_by_sigterm()
 def complete(cells: Sequence[Cell], budget_seconds: float, device: str, say: Callable[[str], None]) -> None:
     """Train what is missing, in order, until the budget is spent.
 
-    A cell that is cut off is saved and goes on next time. One that fails is told, and the next is tried.
+    A cell that is cut off, by Ctrl-C and SIGTERM too, is saved and goes on next time. One that fails is told, and the
+    next is tried.
     """
     ends = time.monotonic() + budget_seconds
     for cell in cells:
@@ -36,23 +49,21 @@ def complete(cells: Sequence[Cell], budget_seconds: float, device: str, say: Cal
         if cell.is_done or left <= 0:
             continue
         say(f"training {cell.name}")
-        process = subprocess.Popen(_command(cell, device), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(_command(cell, device), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         try:
             code = process.wait(timeout=left if left < float("inf") else None)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # as Ctrl-C: it saves its state
-            process.wait()
             say(f"{cell.name}: the budget is spent; the same command again goes on with it")
-        except KeyboardInterrupt:
-            process.wait()  # it got the same signal and saves
-            raise
         else:
             if code:
                 say(f"{cell.name} failed (exit code {code}); the report will say that it is missing")
+        finally:
+            process.terminate()  # it saves its state; of Ctrl-C it knows already
+            process.wait()
 
 
 def _command(cell: Cell, device: str) -> list[str]:
-    words = [sys.executable, "-m", "jdmctl", cell.recipe.command]
+    words = [sys.executable, "-m", "jdmctl.cli.child", cell.recipe.command]
     words += ["--device", device] if device else []
     if (cell.folder / RECIPE_FILE).is_file():  # it was begun; without a checkpoint, it begins anew
         return [*words, str(cell.folder), "--resume"]

@@ -32,7 +32,7 @@ class Observer(Protocol):
     def validate(self) -> Mapping[str, float]:
         """Measurements; `score` chooses the best checkpoint, higher is better, within `score_error` if there is one.
 
-        `alarm`, if it is there, is for how many validations in a row something has been wrong.
+        `alarm`, if it is there, is for how many validations in a row the same thing has been wrong.
         """
         ...
 

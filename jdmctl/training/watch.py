@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ class Watch:
     A reward that goes on rising proves nothing. Alarms are raised by what was never trained on, all against the
     student as the stage began: a held-out reward that falls by 0.25 of its spread from its best while trained ones
     rise; Frechet distance 1.5 times as large; pictures of one prompt 0.7 times as far apart; sharpness or saturation
-    changed 1.5 times; stated attributes shown 0.1 less often.
+    changed 1.5 times; stated attributes shown 0.1 less often; any of these not finite, at the start too.
     """
 
     trained: tuple[str, ...]
@@ -34,40 +35,44 @@ class Watch:
         self.history, self.spreads = [], {}
 
     def look(self, values: Mapping[str, float], spreads: Mapping[str, float]) -> dict[str, float]:
-        """`values` with `alarm`, for how many looks in a row something has been wrong, and `score`, which says
+        """`values` with `alarm`, for how many looks in a row the same thing has been wrong, and `score`, which says
         which checkpoint is best: held-out rewards (without any, the trained) in spreads, alarms first."""
         self.spreads = self.spreads or dict(spreads)
         self.history.append(dict(values))
-        before = self.history[-2].get("alarm", 0) if len(self.history) > 1 else 0
-        alarm = before + 1 if self.problems() else 0
-        self.history[-1]["alarm"] = alarm
+        before = self.history[-2] if len(self.history) > 1 else {}
+        in_a_row = {f"{name} alarm": before.get(f"{name} alarm", 0) + 1 for name in self.problems()}
+        self.history[-1] |= in_a_row
+        alarm = max(in_a_row.values(), default=0)
         score = values.get("adherence_score", 0.0) + self._gain(self.heldout or self.trained)
         return {**values, "alarm": alarm, "score": score - _PENALTY * (alarm > 0)}
 
-    def problems(self) -> list[str]:
-        """A sentence for each."""
-        if len(self.history) < 2:
-            return []
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the last look, by what is measured: a sentence for each."""
         start, now = self.history[0], self.history[-1]
-        found = [sentence for name in self.heldout if (sentence := self._fooled(name))]
+        found = {name: sentence for name in self.heldout if (sentence := self._fooled(name))}
         if now["frechet"] > _FRECHET * start["frechet"]:
-            found.append(f"the distance to true pictures grew from {start['frechet']:.3g} to {now['frechet']:.3g}")
+            found["frechet"] = f"the distance to true pictures grew from {start['frechet']:.3g} to {now['frechet']:.3g}"
         if now["diversity"] < _DIVERSITY * start["diversity"]:
-            found.append(
+            found["diversity"] = (
                 f"pictures of one prompt grew alike: their distance fell from {start['diversity']:.3g} "
                 f"to {now['diversity']:.3g}"
             )
         for look, least in _LEAST.items():
             if not 1 / _LOOKS < max(now[look], least) / max(start[look], least) < _LOOKS:
-                found.append(f"{look} went from {start[look]:.3g} to {now[look]:.3g}")
+                found[look] = f"{look} went from {start[look]:.3g} to {now[look]:.3g}"
         if now.get("accuracy", 0.0) < start.get("accuracy", 0.0) - _ACCURACY:
-            found.append(f"what prompts state is shown less often: {now['accuracy']:.2f}, was {start['accuracy']:.2f}")
+            found["accuracy"] = (
+                f"what prompts state is shown less often: {now['accuracy']:.2f}, was {start['accuracy']:.2f}"
+            )
+        for name in (*self.heldout, "frechet", "diversity", *_LEAST, "accuracy"):
+            if not math.isfinite(now.get(name, 0.0)):
+                found[name] = f"{name} is {now[name]}"
         return found
 
     def advice(self) -> str:
         """What is wrong and what to do, or nothing."""
         problems = self.problems()
-        return f"{'; '.join(problems)}. {_ADVICE.replace('NAME', '|'.join(self.trained))}" if problems else ""
+        return f"{'; '.join(problems.values())}. {_ADVICE.replace('NAME', '|'.join(self.trained))}" if problems else ""
 
     def _gain(self, names: Sequence[str]) -> float:
         """Mean rise since the start, in spreads."""
