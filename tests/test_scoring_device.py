@@ -169,7 +169,10 @@ def test_feature_networks_are_shown_pictures_there(gpu):
         return given.float().flatten(1)[:, :4]
 
     network = object.__new__(PretrainedFeatures)
-    network._network = SimpleNamespace(device="cuda", get_image_features=embed, get_text_features=embed)
+    config = SimpleNamespace(model_type="clip", text_config=SimpleNamespace(max_position_embeddings=4))
+    network._network = SimpleNamespace(
+        device="cuda", get_image_features=embed, get_text_features=embed, config=config
+    )  # fmt: skip
     network._processor = lambda images, **_: BatchFeature({"pixel_values": torch.stack(images)})
     network._tokenizer = lambda texts, **_: BatchFeature({"input_ids": torch.ones(len(texts), 4)})
     images = torch.rand(2, 3, 2, 2)
