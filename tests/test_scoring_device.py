@@ -235,7 +235,7 @@ def test_the_option_reaches_what_is_asked(gpu, monkeypatch, tmp_path, words, dev
     """Of both commands; the command that a row tells names it."""
     (tmp_path / "model_index.json").write_text("{}")
     asked = []
-    monkeypatch.setattr(contest, "score_pipeline", lambda folder, *given: asked.append(given[:2]) or [])
+    monkeypatch.setattr(contest, "score_pipeline", lambda folder, *given: asked.append((given[0], given[2])) or [])
     monkeypatch.setattr(compare_command, "_run", lambda *given: asked.append((given[3], given[2])))
     monkeypatch.setattr(compare_command, "_show", lambda *given: None)
     for command in (["eval", str(tmp_path)], ["compare", "tiny/canny", "-o", str(tmp_path / "out")]):
