@@ -1,6 +1,7 @@
 """`jdmctl eval`: what it measures, on sets whose values are known, and from the command."""
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,11 +13,16 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter
 
 from jdmctl.cli import app as cli
+from jdmctl.cli.evaluate import keep
 from jdmctl.comparison import contest, heldout
-from jdmctl.comparison.heldout import captioned
-from jdmctl.errors import BadInputError
+from jdmctl.comparison.heldout import captioned, names, partners
+from jdmctl.comparison.scenes import Scenes
+from jdmctl.controls.base import load_control
+from jdmctl.errors import BadInputError, JdmError
 from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
-from jdmctl.evaluation.manifold import precision_and_recall
+from jdmctl.evaluation.manifold import among, recall_statistic
+from jdmctl.evaluation.results import Row, read
+from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe_files import load_recipe, to_yaml
 from jdmctl.sampling import save_picture
 from jdmctl.tinyworld.source import scenes
@@ -29,6 +35,10 @@ def grid_of(n: int, shift: float = 0.0) -> torch.Tensor:
     return torch.stack(torch.meshgrid(axis + shift, axis, indexing="ij"), -1).flatten(0, 1)
 
 
+def precision_and_recall(drawn: torch.Tensor, true: torch.Tensor) -> tuple[float, float]:
+    return among(drawn, true).double().mean().item(), recall_statistic(drawn, true)(torch.arange(len(drawn)))
+
+
 def test_precision_and_recall_of_known_sets():
     """On a grid a unit apart the third neighbour is at most 2 away (at a corner: 1, 1, sqrt 2).
 
@@ -36,15 +46,22 @@ def test_precision_and_recall_of_known_sets():
     those within reach of the drawn. Far away: neither.
     """
     whole = grid_of(6)
-    assert all(each.all() for each in precision_and_recall(whole, whole))
     two_modes = torch.cat([whole, whole + 1000])
-    within, covered = precision_and_recall(whole, two_modes)
-    assert within.all() and covered.double().mean() == 0.5
-    within, covered = precision_and_recall(two_modes, whole)
-    assert within.double().mean() == 0.5 and covered.all()
-    assert not any(each.any() for each in precision_and_recall(whole, whole + 1000))
-    with pytest.raises(ValueError, match="neighbours"):
-        precision_and_recall(whole, whole[:3])
+    assert precision_and_recall(whole, whole) == (1, 1)
+    assert precision_and_recall(whole, two_modes) == (1, 0.5)
+    assert precision_and_recall(two_modes, whole) == (0.5, 1)
+    assert precision_and_recall(whole, whole + 1000) == (0, 0)
+    for measure, sets in ((among, (whole, whole[:3])), (recall_statistic, (whole[:3], whole))):
+        with pytest.raises(ValueError, match="3 points has no 3 neighbours"):
+            measure(*sets)
+
+
+def test_recall_of_chosen_points_is_that_of_their_set():
+    """Points of which none is chosen twice; one that is four times its own neighbour reaches no other."""
+    drawn, true = torch.randn(2, 30, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    chosen = torch.randperm(30, generator=torch.Generator().manual_seed(1))[:20]
+    assert recall_statistic(drawn, true)(chosen) == recall_statistic(drawn[chosen], true)(torch.arange(20)) > 0
+    assert recall_statistic(drawn, true)(torch.tensor([7, 7, 7, 7])) == 0
 
 
 def test_sharpness_falls_with_blur_and_colour_is_measured():
@@ -147,7 +164,7 @@ def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, ti
     options = ("--data", boxes, "--features", clip, "--num", 12)
     alone, _ = evaluate(tiny_folders[1], *options)
     assert {"frechet", "kid", "recall", "prompt score", "seed distance"} <= alone.keys()
-    assert alone["frechet"]["n"] == 12
+    assert alone["frechet"]["n"] == 12 and alone["frechet"]["method"] == "student" and "nearest train" not in alone
 
     train = ["add-control", "--student", "tiny", "--teacher", "tiny", "--control", "lowres", "--data", str(boxes)]
     sets = ["training.num_steps=2", "training.batch_size=4", "fake_score.warmup_min_steps=0", "seed=3",
@@ -174,12 +191,102 @@ def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, ti
         (["{boxes}", "--reference", "{boxes}", "--control", "canny"], "were to be obeyed"),
         (["{boxes}", "{boxes}", "--data", "{boxes}"], "only runs are scored together"),
         (["{boxes}", "--data", "{boxes}", "--features", "nowhere"], "no feature network"),
-        (["{boxes}", "--data", "{boxes}", "--features", "{clip}"], "24 pictures to answer 12"),
+        (
+            ["{boxes}", "--data", "{photos}", "--reference", "{boxes}", "--features", "{clip}"],
+            "24 pictures to answer 12",
+        ),
+        (["{boxes}", "--data", "{boxes}", "--control", "depth"], "hint: add --option depth.KEY=VALUE"),
+        (["{boxes}", "--data", "{boxes}", "--option", "canny.low=3"], "there is no such --control"),
+        (["{boxes}", "--data", "{boxes}", "--no-baselines"], "--no-baselines is for runs"),
+        (["{boxes}", "--data", "{boxes}", "--pictures", "a.png"], "--pictures is for runs"),
+        (["{boxes}", "--data", "{boxes}", "--split", "val"], "--split is of the embedded world"),
+        (["{boxes}", "--data", "{boxes}", "--results", "."], ". is a folder"),
+        (["{student}", "--reference", "{boxes}"], "--reference: without --data"),
+        (["{student}", "--features", "{clip}"], "--features: without --data"),
         (["{boxes}", "--data", "{boxes}", "--device", "cuda:99"], "device cuda:99 is not there"),
     ],
 )
-def test_what_cannot_be_scored_is_told(evaluate, clip, boxes, words, message):
-    assert message in evaluate(*(word.format(boxes=boxes, clip=clip) for word in words), fails=True)
+def test_what_cannot_be_scored_is_told(evaluate, clip, boxes, photos, tiny_folders, words, message):
+    places = {"boxes": boxes, "clip": clip, "photos": photos, "student": tiny_folders[1]}
+    assert message in evaluate(*(word.format(**places) for word in words), fails=True)
+
+
+def test_a_sheet_that_cannot_be_saved_is_told_before_anything_is_drawn(evaluate, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "does not say what kind of picture" in evaluate(finished("a"), "--pictures", "answers", fails=True)
+    Path("file").touch()
+    assert "could not save" in evaluate("a", "--pictures", "file/answers.png", fails=True)
+
+
+def test_pictures_are_partners_by_name_or_else_in_the_order_of_their_numbers(tmp_path):
+    assert partners(["b.png", "a.png"], ["a.png", "b.png"]) == [1, 0]
+    assert partners(["b.png", "a.png"], ["a.jpg", "b.jpg"]) == [1, 0]
+    assert partners(["b.png", "c.png"], ["a.png", "b.png"]) == [0, 1]
+    for name in ("10", "9", "1"):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")
+    assert names(tmp_path) == ["1.png", "9.png", "10.png"]
+
+
+def test_a_folder_may_answer_all_of_the_data_or_every_other_picture_of_it(evaluate, clip, boxes, tmp_path, monkeypatch):
+    """Without --reference; the command of a row gives it again, whatever is in the folder's name."""
+    every, half = tmp_path / "all of them", tmp_path / "half"
+    shutil.copytree(boxes, every)
+    half.mkdir()
+    for number in range(24):
+        (every / f"{number:02d}.png").rename(every / f"{number}.png")
+        if number % 2 == 0:
+            shutil.copy(boxes / f"{number:02d}.png", half)
+    lines = [json.loads(line) for line in (every / "metadata.jsonl").read_text().splitlines()]
+    shown = [{**line, "file_name": f"{i}.png"} for i, line in enumerate(lines)]
+    (every / "metadata.jsonl").write_text("\n".join(map(json.dumps, shown)))
+    options = ("--features", clip, "--control", "canny")
+    found, rows = evaluate(every, "--data", boxes, *options)
+    assert found["canny f1"]["value"] == 1 and found["canny f1"]["n"] == 24
+    as_half, _ = evaluate(half, "--data", boxes, *options)
+    assert found["frechet"] == as_half["frechet"] | {name: found["frechet"][name] for name in ("method", "command")}
+    assert found["frechet"]["n"] == 12 and "nearest train" not in found
+    assert found["frechet"]["method"] == "all of them" and {row["control"] for row in rows} == {"canny"}
+    assert shlex.split(rows[0]["command"])[2] == str(every)
+    monkeypatch.chdir(half)
+    assert evaluate(".", "--data", boxes, *options, "--label", "mine")[0]["canny f1"]["method"] == "mine"
+    assert evaluate(".", "--data", boxes, *options)[0]["canny f1"]["method"] == "half"
+
+
+def test_all_pictures_of_a_set_count_beside_a_smaller_reference(evaluate, clip, boxes, photos):
+    found, _ = evaluate(boxes, "--reference", photos, "--features", clip)
+    assert found["frechet"]["n"] == found["recall"]["n"] == 24
+
+
+def test_depth_of_finished_pictures(evaluate, in_tiny_world, clip, boxes):
+    options = ("--option", "depth.network=tiny/depth", "--option", "depth.normalise=per_image")
+    found, _ = evaluate(boxes, "--data", boxes, "--features", clip, "--control", "depth", *options)
+    assert found["depth l1"]["value"] == 0
+    assert all(word in shlex.split(found["depth l1"]["command"]) for word in options)
+
+
+def test_rows_go_where_the_results_are(tmp_path, monkeypatch):
+    """Into a file of the folder that one is in, and into documents that ask for them and not for a longer name."""
+    monkeypatch.chdir(tmp_path)
+    row = Row("tiny", "canny", "jdm", 1, "canny f1", 0.5, 0.4, 0.6, [0], 16, "a command")
+    Path("README.md").write_text(
+        "<!-- results: nearer -->\n<!-- end -->\n<!-- results: far | canny f1 -->\n<!-- end -->"
+    )
+    keep([row], Path("near.json"))
+    assert "| jdm |" not in Path("README.md").read_text()
+    keep([row], Path("far.json"))
+    assert "| jdm |" in Path("README.md").read_text() and read(Path("near.json")) == read(Path("far.json")) == [row]
+
+
+def test_a_teacher_draws_in_one_step_too_and_damaged_weights_are_told(in_tiny_world, tiny_folders, boxes):
+    family = StableDiffusion.load(*tiny_folders)
+    family.add_control_branch("canny", denoiser=family.teacher)
+    pictures, judge = captioned(boxes, family.resolution_px), MagicMock()
+    asked = Scenes.make("boxes", pictures, 2, {"canny": load_control("canny")}, judge, pictures, None)
+    assert asked.draw(family, 0, 1).images.shape == (2, 3, family.resolution_px, family.resolution_px)
+    with torch.no_grad():
+        next(family.student.parameters()).fill_(torch.nan)
+    with pytest.raises(JdmError, match="what the student draws for seed 3 is not finite"):
+        asked.draw(family, 3, controlled=False)
 
 
 def finished(name: str, *changes: str) -> Path:

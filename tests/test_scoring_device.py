@@ -169,7 +169,10 @@ def test_feature_networks_are_shown_pictures_there(gpu):
         return given.float().flatten(1)[:, :4]
 
     network = object.__new__(PretrainedFeatures)
-    network._network = SimpleNamespace(device="cuda", get_image_features=embed, get_text_features=embed)
+    config = SimpleNamespace(model_type="clip", text_config=SimpleNamespace(max_position_embeddings=4))
+    network._network = SimpleNamespace(
+        device="cuda", get_image_features=embed, get_text_features=embed, config=config
+    )  # fmt: skip
     network._processor = lambda images, **_: BatchFeature({"pixel_values": torch.stack(images)})
     network._tokenizer = lambda texts, **_: BatchFeature({"input_ids": torch.ones(len(texts), 4)})
     images = torch.rand(2, 3, 2, 2)
@@ -232,7 +235,7 @@ def test_the_option_reaches_what_is_asked(gpu, monkeypatch, tmp_path, words, dev
     """Of both commands; the command that a row tells names it."""
     (tmp_path / "model_index.json").write_text("{}")
     asked = []
-    monkeypatch.setattr(contest, "score_pipeline", lambda folder, *given: asked.append(given[:2]) or [])
+    monkeypatch.setattr(contest, "score_pipeline", lambda folder, *given: asked.append((given[0], given[2])) or [])
     monkeypatch.setattr(compare_command, "_run", lambda *given: asked.append((given[3], given[2])))
     monkeypatch.setattr(compare_command, "_show", lambda *given: None)
     for command in (["eval", str(tmp_path)], ["compare", "tiny/canny", "-o", str(tmp_path / "out")]):

@@ -19,6 +19,7 @@ from jdmctl.cli.options import (
     ReferenceOption,
     ResultsOption,
     SplitOption,
+    require_data,
 )
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
@@ -81,6 +82,7 @@ def compare(
     from jdmctl.training.device import find_device
 
     with Output(mode(as_json, quiet)) as out:
+        require_data(data, reference, features)
         common, of_method = _split(overrides)
         entries = _entries(method, of_method)
         from jdmctl.comparison.searches import MorePasses

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,9 +20,10 @@ from jdmctl.cli.options import (
     ResultsOption,
     ScoringDeviceOption,
     SplitOption,
+    require_data,
 )
 from jdmctl.cli.output import Output, mode
-from jdmctl.errors import BadInputError
+from jdmctl.errors import BadInputError, JdmError
 
 if TYPE_CHECKING:
     from jdmctl.comparison.heldout import Asked
@@ -41,7 +44,10 @@ def evaluate(
     num: NumOption = 500,
     compose: Annotated[bool, typer.Option("--compose", help="Use the branches of all runs together.")] = False,
     baselines: Annotated[bool, typer.Option(help="Also score what the runs have to beat.")] = True,
-    label: Annotated[str, typer.Option(help="What to call the runs' method in the rows.")] = "",
+    option: Annotated[
+        list[str], typer.Option(metavar="NAME.KEY=VALUE", help="For a picture folder: of a control.")
+    ] = [],  # noqa: B006
+    label: Annotated[str, typer.Option(help="What to call it in the rows: the method of runs, else the folder.")] = "",
     pictures: Annotated[Path | None, typer.Option(help="PNG of the first requests and answers, to be written.")] = None,
     results: ResultsOption = None,
     device: ScoringDeviceOption = "cpu",
@@ -51,38 +57,76 @@ def evaluate(
     """Score adherence, distance to true pictures, prompts, variety and looks; the same numbers each time.
 
     Runs are scored on the embedded world's held-out scenes, or on the pictures of --data. A pipeline is scored without
-    control. The pictures of a folder, made by any program, are scored as they are; with --data, picture by picture.
+    control. The pictures of a folder, made by any program, are scored as they are; with --data, picture by picture:
+    of the same file names, if all have them, else in order.
     """
+    from jdmctl.cli.sample import _options
     from jdmctl.comparison.contest import Entrant, score_pictures, score_pipeline, score_runs
     from jdmctl.comparison.heldout import Asked
     from jdmctl.evaluation.results import require_place
+    from jdmctl.training.atomic import writing
     from jdmctl.training.device import find_device
 
-    options = {
+    given = {
         "--data": data, "--reference": reference, "--features": features if data or reference else "",
-        "--control": " --control ".join(control), "--split": "" if data or reference else split, "--num": num,
-        "--device": device if device != "cpu" else "",
+        "--split": "" if data or reference else split, "--num": num, "--device": device if device != "cpu" else "",
+        "--label": label,
     }  # fmt: skip
-    given = [f"{key} {value}" for key, value in options.items() if value]
-    command = " ".join(["jdmctl eval", *map(str, targets), *given])
-    command += f' --label "{label}"' if label else ""
-    command += (" --compose" if compose else "") + ("" if baselines else " --no-baselines")
+    words = [str(word) for key, value in given.items() if value for word in (key, value)]
+    words += [word for name in control for word in ("--control", name)]
+    words += [word for text in option for word in ("--option", text)]
+    words += [*(["--compose"] if compose else []), *([] if baselines else ["--no-baselines"])]
+    command = shlex.join(["jdmctl", "eval", *map(str, targets), *words])
     first = targets[0]
     with Output(mode(as_json, quiet)) as out:
         asked = Asked(data, reference, features, split, num, find_device(device or "cpu"))
-        _check(targets, asked, control)
+        of_runs = {"--compose": compose, "--no-baselines": not baselines, "--pictures": pictures is not None}
+        _check(targets, asked, control, [name for name, is_given in of_runs.items() if is_given])
+        controls = _controls(control, _options(option))
         require_place(results)
+        _require_picture(pictures)
+        method, picture = label or first.resolve().name, None
         if (first / "recipe.yaml").is_file():
             entrant = Entrant.of(targets, compose, label)
-            rows = score_runs(entrant, asked, baselines, command, out.note, pictures)
+            rows, picture = score_runs(entrant, asked, baselines, command, out.note, pictures is not None)
         elif (first / "model_index.json").is_file():
-            rows = score_pipeline(first, asked, command, out.note)
+            rows = score_pipeline(first, asked, method, command, out.note)
         else:
-            rows = score_pictures(first, asked, control, command)
+            rows = score_pictures(first, asked, controls, method, command)
         publish(rows, results, out)
+        if pictures and picture:
+            with writing(pictures):
+                picture.save(pictures)
 
 
-def _check(targets: list[Path], asked: Asked, control: list[str]) -> None:
+def _require_picture(place: Path | None) -> None:
+    """Raises JdmError if a picture could not be written there."""
+    from jdmctl.data.pictures import SUFFIXES
+    from jdmctl.training.atomic import require_writable
+
+    if place and place.suffix.lower() not in SUFFIXES:
+        raise BadInputError(f"--pictures {place}: its name does not say what kind of picture it is", "name it NAME.png")
+    if place:
+        require_writable(place)
+
+
+def _controls(names: list[str], options: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Each control with its options. Raises JdmError for options that it does not take, or that are missing."""
+    from jdmctl.controls.base import check_control_options
+
+    if unknown := sorted(options.keys() - set(names)):
+        raise BadInputError(f"--option {unknown[0]}: there is no such --control", hint=f"add --control {unknown[0]}")
+    for name in names:
+        given = options.get(name, {})
+        check_control_options(name, given)
+        try:
+            check_control_options(name, given, is_whole=True)
+        except JdmError as problem:
+            raise BadInputError(str(problem), hint=f"add --option {name}.KEY=VALUE") from problem
+    return {name: options.get(name, {}) for name in names}
+
+
+def _check(targets: list[Path], asked: Asked, control: list[str], of_runs: list[str]) -> None:
     """Raises BadInputError for targets and options that do not go together."""
     for target in targets:
         if not target.is_dir():
@@ -90,6 +134,10 @@ def _check(targets: list[Path], asked: Asked, control: list[str]) -> None:
     others = [target for target in targets if not (target / "recipe.yaml").is_file()]
     if others and len(targets) > 1:
         raise BadInputError(f"{others[0]} is not a run, and only runs are scored together", "give one at a time")
+    if others and of_runs:
+        raise BadInputError(f"{of_runs[0]} is for runs, and {others[0]} is none", hint="leave it out")
+    if asked.split != "test" and (asked.data or asked.reference):
+        raise BadInputError("--split is of the embedded world; --data and --reference have none", hint="leave it out")
     if others and not (others[0] / "model_index.json").is_file():
         if not (asked.data or asked.reference):
             raise BadInputError(
@@ -98,7 +146,9 @@ def _check(targets: list[Path], asked: Asked, control: list[str]) -> None:
             )
         if control and not asked.data:
             raise BadInputError("--control needs the pictures that were to be obeyed", "give --data FOLDER")
-    elif control:
+        return
+    require_data(asked.data, asked.reference, asked.features)
+    if control:
         raise BadInputError("--control is for a folder of pictures; a run knows its own", "leave it out")
 
 
@@ -114,13 +164,13 @@ def publish(rows: list[Row], results: Path | None, out: Output) -> None:
 
 def keep(rows: list[Row], results: Path | None) -> None:
     """Put rows into a results file, and their table wherever README.md, docs/results.md or docs/NAME.md asks for it."""
-    from jdmctl.evaluation.results import fill, merge, read, write
+    from jdmctl.evaluation.results import fill, has_place, merge, read, write
     from jdmctl.training.atomic import write_text
 
     if results:
         everything = merge(read(results), rows)
         write(results, everything)
-        docs = results.parent.with_suffix(".md")
-        for document in (docs, docs.with_name(f"{results.stem}.md"), Path("README.md")):
-            if document.exists() and f"<!-- results: {results.stem}" in (text := document.read_text(encoding="utf-8")):
+        folder = results.absolute().parent
+        for document in (Path(f"{folder}.md"), folder.parent / f"{results.stem}.md", Path("README.md")):
+            if document.exists() and has_place(text := document.read_text(encoding="utf-8"), results.stem):
                 write_text(document, fill(text, results.stem, everything))

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from jdmctl.errors import BadInputError
+
 MAX_SEED = 2**63 - 1  # torch's
 MAX_TRAINING_SEED = 2**32 - 1  # numpy's, which is seeded too
 
@@ -68,3 +70,13 @@ ResultsOption = Annotated[
     typer.Option(help="File of rows, docs/results/NAME.json; README.md and docs/results.md show them."),
 ]
 DEFAULT_FEATURES = "openai/clip-vit-base-patch32"
+
+
+def require_data(data: Path | None, reference: Path | None, features: str) -> None:
+    """Raises BadInputError for what is of no use without --data: the embedded world has its own."""
+    useless = {"--reference": reference is not None, "--features": features != DEFAULT_FEATURES}
+    if data is None and (names := [name for name, is_given in useless.items() if is_given]):
+        raise BadInputError(
+            f"{' and '.join(names)}: without --data it is scored on the embedded world, which has its own",
+            hint="give --data FOLDER, or leave it out",
+        )

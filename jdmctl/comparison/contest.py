@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
-from jdmctl.build import build_controls, build_family, build_trained
+from jdmctl.build import build_controls, build_family, build_trained, resolve_options
 from jdmctl.build_quality import build_judging_rewards
-from jdmctl.comparison.heldout import Asked, captioned
+from jdmctl.comparison.heldout import Asked, HeldOut, captioned, chosen, names, partners
 from jdmctl.comparison.marks import Marks
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Scenes
 from jdmctl.comparison.sheet import sheet
@@ -27,9 +28,9 @@ from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import differences, load_recipe
 from jdmctl.recipe_sections import Model
 from jdmctl.tinyworld.make import REPORT_FILE
+from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.world import is_of_world, world_folder, world_name
-from jdmctl.training.atomic import writing
 
 TEACHER_STEPS = 25
 Say = Callable[[str], None]
@@ -122,9 +123,9 @@ def _require_seeds(runs: Sequence[Path], recipes: Sequence[Recipe]) -> None:
 
 
 def score_runs(
-    entrant: Entrant, asked: Asked, with_baselines: bool, command: str, say: Say, pictures: Path | None = None
-) -> list[Row]:
-    """Rows of runs, and of the baselines on the seed of the first; `pictures` takes a sheet of the first answers.
+    entrant: Entrant, asked: Asked, with_baselines: bool, command: str, say: Say, with_sheet: bool = False
+) -> tuple[list[Row], Image.Image | None]:
+    """Rows of runs, and of the baselines on the seed of the first; and a sheet of the first answers.
 
     Raises:
         BadInputError: the runs are not on the world in use, and no other pictures are given.
@@ -146,11 +147,7 @@ def score_runs(
             baselines[name] = scenes.marks([drawing])
             rows += scenes.rows(name, passes, baselines[name], entrant.seeds[:1], command)
         rows += scenes.rows(entrant.method, 1, scenes.compared(marks, baselines), entrant.seeds, command)
-    if pictures:
-        with writing(pictures):
-            pictures.parent.mkdir(parents=True, exist_ok=True)
-            sheet(scenes, {entrant.method: drawings[0].images}).save(pictures)
-    return rows
+    return rows, sheet(scenes, {entrant.method: drawings[0].images}) if with_sheet else None
 
 
 def _open(entrant: Entrant, asked: Asked) -> Scenes:
@@ -170,34 +167,51 @@ def build_base(recipe: Recipe, device: str = "cpu") -> Any:
     return build_family(model, device)
 
 
-def score_pipeline(folder: Path, asked: Asked, command: str, say: Say) -> list[Row]:
+def score_pipeline(folder: Path, asked: Asked, method: str, command: str, say: Say) -> list[Row]:
     """Rows of a one-step pipeline without control."""
     family = family_class(family_of(folder)).load(folder, folder, asked.device)
     scenes = asked.open(family.resolution_px).scenes({})
     say(f"drawing {scenes.num} pictures with {folder}")
-    return scenes.rows(NO_CONTROL, 1, scenes.marks([scenes.draw(family, 0)]), [0], command)
+    return scenes.rows(method, 1, scenes.marks([scenes.draw(family, 0)]), [0], command)
 
 
-def score_pictures(folder: Path, asked: Asked, controls: Sequence[str], command: str) -> list[Row]:
+def score_pictures(
+    folder: Path, asked: Asked, controls: Mapping[str, Mapping[str, Any]], method: str, command: str
+) -> list[Row]:
     """Rows of pictures that are there already: as answers to those of `asked.data`, or as a set beside the reference.
+
+    `controls` are names with options. Where every other picture of the data is the reference, they may answer all or
+    those that are left; distances are always of what answers these.
 
     Raises:
         BadInputError: they are not as many as the pictures that they are to answer.
     """
     drawn = captioned(folder)
     size = drawn.images.shape[-1]
+    made = {name: load_control(name, **resolve_options(controls[name])).to(asked.device) for name in controls}
+
+    def rows_of(heldout: HeldOut, drawn: Pictures) -> list[Row]:
+        scenes = heldout.scenes(made)
+        marks = scenes.marks([Drawing(drawn.image(slice(0, scenes.num)))])
+        return scenes.rows(method, 0, marks, [0], command)
+
     if asked.data is None:
-        heldout = replace(asked, data=asked.reference).open(size).described_by(drawn)
-    else:
-        heldout = asked.open(size)
-        if len(drawn) != len(heldout.pictures):
-            raise BadInputError(
-                f"{folder} has {len(drawn)} pictures to answer {len(heldout.pictures)} of {asked.data}",
-                hint="give the folder that they were made after, and --reference for the distances",
-            )
-    scenes = heldout.scenes({name: load_control(name).to(asked.device) for name in controls})
-    marks = scenes.marks([Drawing(drawn.image(slice(0, scenes.num)))])
-    return scenes.rows(folder.name, 0, marks, [0], command)
+        return rows_of(replace(asked, data=asked.reference).open(size).described_by(drawn), drawn)
+    heldout, asked_for = asked.open(size), names(asked.data)
+    all_of_it = heldout.halved if len(drawn) == len(asked_for) else None
+    if heldout.halved is not None and all_of_it is None:
+        asked_for = asked_for[::2]
+    if len(drawn) != len(asked_for):
+        raise BadInputError(
+            f"{folder} has {len(drawn)} pictures to answer {len(asked_for)} of {asked.data}",
+            hint="give the folder that they were made after, and --reference for the distances",
+        )
+    drawn = chosen(drawn, torch.tensor(partners(names(folder), asked_for)))
+    if all_of_it is None:
+        return rows_of(heldout, drawn)
+    each = rows_of(replace(heldout, pictures=all_of_it), drawn)
+    of_sets = rows_of(heldout, chosen(drawn, slice(0, None, 2)))
+    return [row for row in each if not row.is_of_set] + [row for row in of_sets if row.is_of_set]
 
 
 def world_rows(asked: Asked, students: Sequence[str], seeds: Sequence[int], command: str, say: Say) -> list[Row]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
+from torch import Tensor
 
 from jdmctl.comparison.scenes import Judge, Scenes
 from jdmctl.controls.base import Control
@@ -32,10 +34,11 @@ class HeldOut:
     name: str
     pictures: Pictures
     reference: Pictures
-    train: Pictures  # to look for copies in
+    train: Pictures | None  # to look for copies in, where it is known
     judge: Judge
     num: int
     device: str = "cpu"  # of what draws and looks, where a comparison has a choice
+    halved: Pictures | None = None  # all of the data, where every other picture of it is the reference
 
     @classmethod
     def of_world(cls, split: str, num: int, device: str = "cpu") -> HeldOut:
@@ -53,8 +56,9 @@ class HeldOut:
             BadInputError: there are too few pictures, or no such features.
         """
         pictures = others = captioned(data, resolution_px)
+        halved = pictures if reference is None else None
         if reference is None:
-            pictures, others = _chosen(pictures, slice(0, None, 2)), _chosen(pictures, slice(1, None, 2))
+            pictures, others = chosen(pictures, slice(0, None, 2)), chosen(pictures, slice(1, None, 2))
         elif reference != data:
             others = captioned(reference, resolution_px)
         if min(num, len(pictures), len(others)) < _FEWEST:
@@ -63,7 +67,7 @@ class HeldOut:
                 hint=f"give {_FEWEST} or more of each: --data FOLDER --reference FOLDER",
             )
         judge = FeatureJudge(load_features(features, device))
-        return cls(data.name, pictures, others, others, judge, num, device)
+        return cls(data.resolve().name, pictures, others, None, judge, num, device, halved)
 
     def scenes(self, controls: Mapping[str, Control]) -> Scenes:
         return Scenes.make(
@@ -71,9 +75,12 @@ class HeldOut:
         )  # fmt: skip
 
     def described_by(self, drawn: Pictures) -> HeldOut:
-        """As many of the pictures as of those drawn, with their captions: to compare a set with a set."""
-        n = min(len(drawn), len(self.pictures))
-        return replace(self, pictures=replace(_chosen(self.pictures, slice(0, n)), captions=drawn.captions[:n]))
+        """As many of the pictures as of those drawn, some again if they are fewer, with the captions of those drawn: to
+        compare a set with a set. Raises BadInputError if those are too few."""
+        if len(drawn) < _FEWEST:
+            raise BadInputError(f"{len(drawn)} pictures are too few for a distance", hint=f"give {_FEWEST} or more")
+        which = torch.arange(len(drawn)) % len(self.pictures)
+        return replace(self, pictures=replace(chosen(self.pictures, which), captions=drawn.captions))
 
 
 @dataclass(frozen=True)
@@ -111,12 +118,37 @@ def captioned(place: Path, resolution_px: int = 0) -> Pictures:
     return Pictures(pixels, texts, nothing, nothing[:, None], ())
 
 
+def names(place: Path) -> list[str]:
+    """Of the pictures of `captioned`, in its order."""
+    rows = _rows(place)
+    return [PurePath(str(rows.picture(i))).name for i in range(len(rows))]
+
+
+def partners(those: Sequence[str], others: Sequence[str]) -> list[int]:
+    """Where in `those`, names of files, the one is that belongs to each of the `others`, as many.
+
+    By their names, or by these without suffix, if they match one to one; else as they stand.
+    """
+    for part in (str, lambda name: PurePath(name).stem):
+        places = {part(name): i for i, name in enumerate(those)}
+        wanted = [part(name) for name in others]
+        if len(places) == len(those) and places.keys() == set(wanted):
+            return [places[name] for name in wanted]
+    return list(range(len(those)))
+
+
 def _rows(place: Path) -> Rows:
-    files = sorted(file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES)
+    files = sorted((file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES), key=_by_numbers)
     if files and not is_known(str(place)):
         drawn = [file for file in files if not _tells_of_drawn(file)]
         return ListedRows(place, drawn, [""] * len(drawn))
     return open_rows(str(place), ReadOptions(cache_folder()))
+
+
+def _by_numbers(file: Path) -> list[tuple[int, str]]:
+    """2.png before 10.png."""
+    words = re.split(r"(\d+)", str(file))  # in turns: text, digits, text ...
+    return [(int(word) if i % 2 else 0, word) for i, word in enumerate(words)]
 
 
 def _tells_of_drawn(file: Path) -> bool:
@@ -129,11 +161,13 @@ def _tells_of_drawn(file: Path) -> bool:
         return False
 
 
-def _chosen(pictures: Pictures, which: slice) -> Pictures:
+def chosen(pictures: Pictures, which: slice | Tensor) -> Pictures:
+    """Those at some places."""
+    places = torch.arange(len(pictures))[which]
     return replace(
         pictures,
         images=pictures.images[which],
-        captions=pictures.captions[which],
+        captions=tuple(pictures.captions[i] for i in places.tolist()),
         truth=pictures.truth[which],
         stated=pictures.stated[which],
     )

@@ -14,7 +14,7 @@ from jdmctl.evaluation.adherence import scores
 from jdmctl.evaluation.appearance import mean_color, mean_distance, rms_difference, sharpness
 from jdmctl.evaluation.diversity import entropy, seed_distance
 from jdmctl.evaluation.fidelity import frechet_distance, kernel_statistic, nearest
-from jdmctl.evaluation.manifold import precision_and_recall
+from jdmctl.evaluation.manifold import among, recall_statistic
 from jdmctl.evaluation.prompts import OPEN, Classes
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def ratio(above: Statistic, below: Statistic) -> Statistic:
 
 
 def gap_closed(mark: Statistic, floor: Statistic, ceiling: Statistic) -> Statistic:
-    return lambda chosen: (mark(chosen) - floor(chosen)) / (ceiling(chosen) - floor(chosen))
+    """nan where nothing lies between floor and ceiling."""
+    return lambda chosen: (mark(chosen) - floor(chosen)) / ((ceiling(chosen) - floor(chosen)) or math.nan)
 
 
 def _adherence(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
@@ -83,14 +84,14 @@ def _liking(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
 def _fidelity(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
     """Distances to the reference pictures, and to the student's own pictures without control, where there are some."""
     features = scenes.judge.features(images)
-    within, covered = precision_and_recall(features, scenes.reference)
     found = {
         "frechet": _frechet(features, scenes.reference),
         "kid": kernel_statistic(features, scenes.reference),
-        "precision": _mean_of(within.double()),
-        "recall": _mean_of_others(covered.double(), len(images)),
-        "nearest train": _mean_of(nearest(thumbnails(images), scenes.train)),
+        "precision": _mean_of(among(features, scenes.reference).double()),
+        "recall": recall_statistic(features, scenes.reference),
     }
+    if scenes.train is not None:
+        found["nearest train"] = _mean_of(nearest(thumbnails(images), scenes.train))
     if scenes.base is not None:
         found["frechet to base"] = _frechet(features, scenes.base)
         found["kid to base"] = kernel_statistic(features, scenes.base)
@@ -155,17 +156,6 @@ def _mean_of(values: Tensor) -> Statistic:
 def _mean_of_some(values: Tensor) -> Statistic:
     """Of the first scenes alone."""
     return lambda chosen: values[chosen[chosen < len(values)]].mean().item()
-
-
-def _mean_of_others(values: Tensor, num: int) -> Statistic:
-    """Of values [M] of other pictures than the scenes: picture j is in as often as scene j % num."""
-    scene = torch.arange(len(values)) % num
-
-    def statistic(chosen: Tensor) -> float:
-        times = chosen.bincount(minlength=num)[scene].to(values)
-        return ((values * times).sum() / times.sum()).item()
-
-    return statistic
 
 
 def mean_of_known(each: Sequence[Statistic]) -> Statistic:

@@ -14,6 +14,7 @@ from jdmctl.comparison.device import at_once
 from jdmctl.comparison.kept import KeptSampler
 from jdmctl.comparison.marks import Marks, Statistic, gap_closed, marks_of, ratio, thumbnails
 from jdmctl.controls.base import Control
+from jdmctl.errors import JdmError
 from jdmctl.evaluation.bootstrap import bootstrap
 from jdmctl.evaluation.prompts import Classes
 from jdmctl.evaluation.results import Row, setup
@@ -67,7 +68,7 @@ class Scenes:
     conditions: dict[str, Tensor]  # [N, 3, H, W] in [0, 1]
     judge: Judge
     reference: Tensor  # float64 [M, D] features
-    train: Tensor  # [T, 3, 16, 16], to look for copies in
+    train: Tensor | None  # [T, 3, 16, 16], to look for copies in, where it is known
     base: Tensor | None = None  # float64 features of the student's pictures without control
     uncontrolled: Tensor | None = None  # first requests, by the student without control
     rewards: Mapping[str, Reward] = field(default_factory=dict)  # name in rows -> what is asked of every picture
@@ -82,7 +83,7 @@ class Scenes:
         controls: dict[str, Control],
         judge: Judge,
         reference: Pictures,
-        train: Pictures,
+        train: Pictures | None,
         device: str = "cpu",
     ) -> Scenes:
         num = min(num, len(pictures))
@@ -92,7 +93,9 @@ class Scenes:
             for name, control in controls.items()
         }
         features = judge.features(reference.image(slice(None)))
-        small = torch.cat([thumbnails(train.image(part)) for part in torch.arange(len(train)).split(500)])
+        small = None
+        if train is not None:
+            small = torch.cat([thumbnails(train.image(part)) for part in torch.arange(len(train)).split(500)])
         return cls(world, pictures, num, controls, conditions, judge, features, small, device=device)
 
     def with_base(self, family: Any) -> Scenes:
@@ -135,15 +138,15 @@ class Scenes:
         return Drawing(torch.cat(images))
 
     def draw(
-        self, family: Any, seed: int, num_steps: int = 1, guidance_scale: float = 1.0, controlled: bool = True
+        self, family: Any, seed: int, num_steps: int = 0, guidance_scale: float = 1.0, controlled: bool = True
     ) -> Drawing:
-        """The student's answers in one step, or the teacher's in several."""
+        """The student's answers in one step; or the teacher's, in `num_steps` if they are told."""
         captions = [self.pictures.text(i) for i in range(self.num)]
         conditions = self.conditions if controlled else {}
         how = (seed, "score", num_steps, guidance_scale)
         images = self._draw(family, captions, conditions, *how)
         again = self._draw(family, captions[:_AGAIN], conditions, seed, "again", num_steps, guidance_scale)
-        return Drawing(images, again, self._uncontrolled(family, 0) if num_steps == 1 else None)
+        return Drawing(images, again, None if num_steps else self._uncontrolled(family, 0))
 
     def _uncontrolled(self, family: Any, seed: int) -> Tensor:
         captions = [self.pictures.text(i) for i in range(min(_AGAIN, self.num))]
@@ -157,10 +160,10 @@ class Scenes:
         conditions: dict[str, Tensor],
         seed: int,
         noise_name: str,
-        num_steps: int = 1,
+        num_steps: int = 0,
         guidance_scale: float = 1.0,
     ) -> Tensor:
-        sampler = KeptSampler(family, cache_folder() / "drawings") if num_steps > 1 else None
+        sampler = KeptSampler(family, cache_folder() / "drawings") if num_steps else None
         images = []
         for part in torch.arange(len(captions)).split(self.at_once(_BATCH)):
             prompt = family.encode_prompt([captions[i] for i in part.tolist()])
@@ -172,6 +175,11 @@ class Scenes:
             else:
                 latent = family.student.generate(noise, prompt, controls)
             images.append(family.codec.decode(latent).clamp(0, 1).cpu())
+            if not (latent.isfinite().all() and images[-1].isfinite().all()):
+                raise JdmError(
+                    f"what the {'teacher' if sampler else 'student'} draws for seed {seed} is not finite",
+                    hint="its weights are damaged: train it again",
+                )
         return torch.cat(images)
 
     def marks(self, drawings: Sequence[Drawing]) -> Marks:
@@ -187,7 +195,7 @@ class Scenes:
         for metric, each in marks.items():
             value, low, high = estimate(metric, each, self.num)
             if not math.isfinite(low + value + high):
-                continue  # a ratio to nothing
+                continue  # a ratio to nothing, or a mean of none
             rows.append(
                 Row(
                     self.world, name, method, passes, metric, value, low, high, list(seeds), self.num, command,
@@ -219,12 +227,14 @@ class Scenes:
 def estimate(metric: str, each: Sequence[Statistic], num: int) -> tuple[float, float, float]:
     """Mean over seeds, and its 95 % bootstrap interval over `num` scenes, widened to hold each seed.
 
-    Of distances between distributions and their ratios, which repeated scenes push up, the interval is centered.
+    Of distances between distributions and their ratios, which repeated scenes push up, and of recall, which they push
+    down, the interval is centered.
     """
-    is_distance = metric.startswith(("frechet", "kid"))
-    found = bootstrap(_mean_over_seeds(each), num, centered=is_distance, resamples=_RESAMPLES)
+    is_moved, is_share = metric.startswith(("frechet", "kid", "recall")), metric.startswith("recall")
+    found = bootstrap(_mean_over_seeds(each), num, centered=is_moved, resamples=_RESAMPLES)
     by_seed = [statistic(torch.arange(num)) for statistic in each]
-    return found.value, min(found.low, *by_seed), max(found.high, *by_seed)
+    high = min(found.high, 1.0) if is_share else found.high
+    return found.value, min(found.low, *by_seed), max(high, *by_seed)
 
 
 def _mean_over_seeds(each: Sequence[Statistic]) -> Statistic:

@@ -1,5 +1,6 @@
 """Numbers with their uncertainty: percentile bootstrap intervals (Efron 1979), seeded."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,12 +34,16 @@ def bootstrap(
 
     A sample is what is independent of the others: a scene with all its seeds, not a picture.
     `centered` moves the interval so that its resamples have their median at the value: for
-    distances between distributions, which repeated samples push up.
+    distances between distributions, which repeated samples push up. Resamples of which the
+    statistic is nan are left out; of one that is nan itself, so is the interval.
     """
     generator = torch.Generator().manual_seed(seed)
     value = statistic(torch.arange(n))
     draws = (torch.randint(n, (n,), generator=generator) for _ in range(resamples))
     values = torch.tensor([statistic(indices) for indices in draws], dtype=torch.float64)
+    values = values[~values.isnan()]
+    if math.isnan(value) or not len(values):
+        return Estimate(value, value, value, n)
     if centered:
         values += value - values.median()
     tail = (1 - confidence) / 2

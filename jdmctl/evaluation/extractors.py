@@ -9,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor
 
 from jdmctl.errors import BadInputError, JdmError, first_line
 from jdmctl.evaluation.fidelity import features
 from jdmctl.evaluation.prompts import Classes
+from jdmctl.rewards.folders import load_network, load_tokenizer
+from jdmctl.rewards.image_text import text_vectors
+
+_TEXTS = 64  # in one batch
 
 
 class InceptionFeatures:
@@ -47,20 +51,32 @@ class InceptionFeatures:
 
 
 class PretrainedFeatures:
-    """A vision network of transformers, from a folder or the hub: CLIP (as CMMD uses), DINOv2, SigLIP ..."""
+    """A vision network of transformers, from a folder or the hub: CLIP (as CMMD uses), DINOv2, SigLIP ...
+
+    Of one without a pooler, or without the weights of it, the features are the mean of its last hidden states.
+
+    Raises:
+        JdmError: it cannot be loaded, lacks other weights, or does not look at whole pictures.
+    """
 
     def __init__(self, source: str, device: str = "cpu") -> None:
         try:
             config = AutoConfig.from_pretrained(source)
             self._processor: Any = AutoImageProcessor.from_pretrained(source)
-            self._network = AutoModel.from_pretrained(source, use_safetensors=True).float().eval().to(device)
-            self._tokenizer = AutoTokenizer.from_pretrained(source) if hasattr(config, "text_config") else None
         except (OSError, ValueError) as reason:
             raise BadInputError(
                 f"no feature network can be loaded from {source}: {first_line(reason)}",
                 hint="give the folder or hub name of a transformers vision model, for instance of CLIP or DINOv2",
             ) from reason
-        self.name = f"{config.model_type} {source}"
+        if getattr(config, "mask_ratio", None):
+            raise BadInputError(
+                f"{source} holds a {config.model_type}, which looks at a random part of each picture",
+                hint="give a network that sees whole pictures, such as CLIP or DINOv2",
+            )
+        self._network = load_network("AutoModel", source, "a feature network", spare="pooler").to(device)
+        self._tokenizer = load_tokenizer(source) if hasattr(config, "text_config") else None
+        has_no_pooler = getattr(self._network, "pooler", True) is None
+        self.name = f"{config.model_type} {source}" + (", mean of its last hidden states" if has_no_pooler else "")
 
     def features(self, images: Tensor) -> Tensor:
         """float64 [N, D] of images [N, 3, H, W] in [0, 1]."""
@@ -71,9 +87,9 @@ class PretrainedFeatures:
         """100 cos(image, text), [N], for networks that know words (Hessel et al. 2021, arXiv:2104.08718)."""
         if self._tokenizer is None:
             return None
-        tokens = self._tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        words = _pooled(self._network.get_text_features(**tokens.to(self._network.device))).cpu().double()
-        return 100 * functional.cosine_similarity(self.features(images), words)
+        parts = [texts[first : first + _TEXTS] for first in range(0, len(texts), _TEXTS)]
+        words = torch.cat([text_vectors(self._network, self._tokenizer, part).cpu() for part in parts])
+        return 100 * functional.cosine_similarity(self.features(images), words.double())
 
     def _embed(self, images: Tensor) -> Tensor:
         pixels = (images * 255).round().byte()
@@ -116,5 +132,10 @@ class FeatureJudge:
 
 
 def _pooled(output: Any) -> Tensor:
-    """Some versions return the pooled tensor, some an object that holds it."""
-    return output if isinstance(output, Tensor) else output.pooler_output
+    """Some versions return the pooled tensor, some an object that holds it; else the mean over tokens or places."""
+    if isinstance(output, Tensor):
+        return output
+    if (pooled := getattr(output, "pooler_output", None)) is not None:
+        return pooled.flatten(1)  # [B, D, 1, 1] of convolutional networks
+    hidden = output.last_hidden_state  # [B, T, D], of some networks [B, D, h, w]
+    return hidden.mean(1) if hidden.ndim == 3 else hidden.mean((2, 3))

@@ -12,7 +12,7 @@ from typing import Any
 
 from jdmctl.errors import BadInputError, JdmError
 from jdmctl.evaluation.bootstrap import Estimate
-from jdmctl.training.atomic import write_text, writing
+from jdmctl.training.atomic import require_writable, write_text
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,11 @@ class Row:
         return self.world, self.control, self.method, self.passes, self.metric
 
     @property
+    def is_of_set(self) -> bool:
+        """Whether it is of the pictures as a whole, as distances are, and changes with their number."""
+        return self.metric.startswith(_OF_SETS)
+
+    @property
     def estimate(self) -> Estimate:
         return Estimate(self.value, self.low, self.high, self.n)
 
@@ -46,10 +51,12 @@ def read(path: Path) -> list[Row]:
     """The rows of a results file, [] if there is none yet.
 
     Raises:
-        BadInputError: it is not a list of rows, or an interval does not hold its value.
+        BadInputError: it is a folder or not a list of rows, or an interval does not hold its value.
     """
     if not path.exists():
         return []
+    if path.is_dir():
+        raise BadInputError(f"{path} is a folder, not a file of results", hint="name one in it: --results r.json")
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -63,11 +70,7 @@ def require_place(path: Path | None) -> None:
     """Before hours go into rows: raises JdmError if a file of results could not be read, or not be written."""
     if path:
         read(path)
-        probe = path.with_name(f".{path.name}.probe")
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+        require_writable(path)
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
@@ -124,6 +127,11 @@ def table(rows: Sequence[Row], names: Sequence[str] = ("world", "control", "meth
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, aligned, *body])
 
 
+def has_place(document: str, name: str) -> bool:
+    """Whether it asks for these results, and not just for those of a longer name."""
+    return re.search(rf"<!-- results: {re.escape(name)} (\||-->)", document) is not None
+
+
 def fill(document: str, name: str, rows: Sequence[Row]) -> str:
     """The document with its tables of these rows made anew.
 
@@ -158,7 +166,7 @@ _OF_SETS = ("frechet", "kid", "precision", "recall")  # and what is named after 
 def _measured_with(row: Row) -> str:
     """What rows of one metric must have in common to stand in one table."""
     measure = row.setup or "an unknown setup"
-    return f"{measure}, {row.n} pictures" if row.metric.startswith(_OF_SETS) else measure
+    return f"{measure}, {row.n} pictures" if row.is_of_set else measure
 
 
 _REMAKE = "give another --results; or, if it is a file of results, delete it and run the commands of its rows again"

@@ -15,8 +15,10 @@ CONVERT = "make a folder of it once, if you trust it: jdmctl reward convert FILE
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model")
 
 
-def load_network(class_name: str, source: str, what: str) -> Any:
+def load_network(class_name: str, source: str, what: str, spare: str = "") -> Any:
     """transformers' class of that name from `source`, frozen, in float32 and eval mode.
+
+    A part of the network named `spare` is taken off (None) where the weights of it are missing.
 
     Raises:
         MissingWeightsError: nothing is there, it is damaged, of another class, or a pickle.
@@ -35,7 +37,10 @@ def load_network(class_name: str, source: str, what: str) -> Any:
             f"cannot load {what} from {source}: {first_line(problem)}",
             hint=f"give a folder or hub name that transformers' {class_name} can load",
         ) from problem
-    if missing := sorted(info["missing_keys"]):  # transformers would fill them with random numbers
+    missing = sorted(info["missing_keys"])  # transformers would fill them with random numbers
+    if missing and spare and all(key.startswith(f"{spare}.") for key in missing):
+        setattr(network, spare, None)
+    elif missing:
         raise MissingWeightsError(
             f"{source} lacks {len(missing)} of the weights of {what}: {', '.join(missing[:3])} ...",
             hint=f"is it a whole {class_name}? download it again",

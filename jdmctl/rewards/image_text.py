@@ -50,24 +50,26 @@ class ImageTextEncoder(nn.Module):
     def text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors [B, D] of texts, cut where the network's context ends; no gradient."""
         assert self._tokenizer is not None
-        config = self.network.config
-        length = config.text_config.max_position_embeddings
-        full = config.model_type.startswith("siglip")  # which saw nothing but full contexts
-        tokens = self._tokenizer(
-            list(texts),
-            padding="max_length" if full else True,
-            truncation=True,
-            max_length=length,
-            return_tensors="pt",
-        )
-        known = {
-            name: tokens[name].to(self.network.device) for name in ("input_ids", "attention_mask") if name in tokens
-        }
-        return _unit(self.network.get_text_features(**known))
+        return text_vectors(self.network, self._tokenizer, texts)
 
     def similarity(self, image: Tensor, texts: Sequence[str]) -> Tensor:
         """Cosine [B] between each image and its text."""
         return (self.image(image) * self.text(texts)).sum(1)
+
+
+def text_vectors(network: Any, tokenizer: Any, texts: Sequence[str]) -> Tensor:
+    """Unit vectors [B, D] of texts by an image-text network, cut where its context ends."""
+    config = network.config
+    full = config.model_type.startswith("siglip")  # which saw nothing but full contexts
+    tokens = tokenizer(
+        list(texts),
+        padding="max_length" if full else True,
+        truncation=True,
+        max_length=config.text_config.max_position_embeddings,
+        return_tensors="pt",
+    )
+    known = {name: tokens[name].to(network.device) for name in ("input_ids", "attention_mask") if name in tokens}
+    return _unit(network.get_text_features(**known))
 
 
 def _unit(features: Any) -> Tensor:

@@ -74,6 +74,15 @@ def write_text(file: Path, text: str) -> None:
             partial.unlink(missing_ok=True)
 
 
+def require_writable(file: Path) -> None:
+    """Before hours go into a file: raises JdmError if it could not be written. Its folder is made."""
+    probe = file.with_name(f".{file.name}.probe")
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+
+
 def append_whole(descriptor: int, line: bytes) -> None:
     """Add to a file that is open for appending, on the disk before this returns; of what does not fit nothing stays.
 

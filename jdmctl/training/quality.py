@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from jdmctl.evaluation.fidelity import frechet_distance, kernel_distance
-from jdmctl.evaluation.manifold import precision_and_recall
+from jdmctl.evaluation.manifold import among, recall_statistic
 from jdmctl.sampling import grid
 from jdmctl.types import Batch, Codec, Student
 
@@ -54,10 +54,12 @@ class Quality:
 
     def compare(self, features: Tensor) -> dict[str, float]:
         """frechet, kid, precision and recall of pictures with features [N, D]."""
-        within, covered = precision_and_recall(features, self.reference)
-        frechet = frechet_distance(features, self.reference)
-        shares = {"precision": within.double().mean().item(), "recall": covered.double().mean().item()}
-        return {"frechet": frechet, "kid": kernel_distance(features, self.reference), **shares}
+        return {
+            "frechet": frechet_distance(features, self.reference),
+            "kid": kernel_distance(features, self.reference),
+            "precision": among(features, self.reference).double().mean().item(),
+            "recall": recall_statistic(features, self.reference)(torch.arange(len(features))),
+        }
 
     def headlines(self, values: Mapping[str, float]) -> dict[str, float]:
         return {name: values[name] for name in ("kid", "frechet", "recall")}
