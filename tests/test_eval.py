@@ -317,6 +317,21 @@ def test_runs_that_are_composed_are_on_one_student(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     canny, depth = finished("a"), finished("b", "controls=[{name: depth}]", "seed=5", "training.dsm_warmup_steps=0")
     assert contest.Entrant.of([canny, depth], compose=True).seeds == (0,)
+    more = [finished(f"{name}5", "seed=5", *changes) for name, changes in (("a", ()), ("b", ["training.num_steps=7"]))]
+    with pytest.raises(
+        BadInputError, match=r"not every seed has all controls: of seed 0 canny; of seed 5 depth\+canny"
+    ):
+        contest.Entrant.of([canny, depth, more[0]], compose=True)
+    with pytest.raises(BadInputError, match="the control canny and the seed 0"):
+        contest.Entrant.of([canny, canny], compose=True)
+    with pytest.raises(BadInputError, match="no runs of one recipe: training.num_steps"):
+        contest.Entrant.of([canny, depth, more[1]], compose=True)
+    seconds = finished("d", "controls=[{name: depth}]", "training.dsm_warmup_steps=0")
+    both = contest.Entrant.of([canny, more[0], seconds, depth], compose=True)
+    assert both.seeds == (0, 5) and both.method == "jdm composed"
+    assert [{name: folder.parent.name for name, folder in own.items()} for own in both.branches] == [
+        {"canny": "a", "depth": "d"}, {"canny": "a5", "depth": "b"},
+    ]  # fmt: skip
     mine = finished("c", "controls=[{name: depth}]", "training.dsm_warmup_steps=0", "model.student=mine")
     with pytest.raises(BadInputError, match='no runs on one student: model.student: "tiny" and "mine"$'):
         contest.Entrant.of([canny, mine], compose=True)

@@ -60,7 +60,7 @@ def evaluate(
     control. The pictures of a folder, made by any program, are scored as they are; with --data, picture by picture:
     of the same file names, if all have them, else in order.
     """
-    from jdmctl.cli.sample import _options
+    from jdmctl.cli.sample import parse_options
     from jdmctl.comparison.contest import Entrant, score_pictures, score_pipeline, score_runs
     from jdmctl.comparison.heldout import Asked
     from jdmctl.evaluation.results import require_place
@@ -82,7 +82,7 @@ def evaluate(
         asked = Asked(data, reference, features, split, num, find_device(device or "cpu"))
         of_runs = {"--compose": compose, "--no-baselines": not baselines, "--pictures": pictures is not None}
         _check(targets, asked, control, [name for name, is_given in of_runs.items() if is_given])
-        controls = _controls(control, _options(option))
+        controls = _controls(control, parse_options(option))
         require_place(results)
         _require_picture(pictures)
         method, picture = label or first.resolve().name, None

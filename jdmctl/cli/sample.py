@@ -77,7 +77,7 @@ def sample(
     with Output(mode(as_json, quiet)) as out:
         called = {"student_time": student_time, "student_prediction": student_prediction}
         call = {**called, "resolution_px": resolution_px, "family": family}
-        studio = _open(runs or [], student, teacher, call, student_lora, branches, _options(option), device)
+        studio = _open(runs or [], student, teacher, call, student_lora, branches, parse_options(option), device)
         if runs and not (prompt or photos or maps):
             requests = studio.held_out(_PREVIEW_SAMPLES)
         else:
@@ -259,7 +259,8 @@ def _new_folder(wanted: Path) -> Path:
     return next(folder for folder in itertools.chain([wanted], numbered) if not any(folder.glob("*")))
 
 
-def _options(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+def parse_options(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Control -> its options, of NAME.KEY=VALUE each. Raises BadInputError for another form."""
     from jdmctl.recipe_files import read_yaml
 
     options: dict[str, dict[str, Any]] = {}

@@ -58,8 +58,6 @@ class Entrant:
                 hint="score them one command each, or add --compose; together, give runs that differ in their seed "
                 "alone",
             )
-        if compose and len(set(itertools.chain(*asked))) < sum(map(len, asked)):
-            raise BadInputError("two of these runs have the same control", hint="compose runs of different controls")
         _require_alike(runs, recipes, compose)
         if not compose:
             _require_seeds(runs, recipes)
@@ -76,10 +74,13 @@ class Entrant:
                     f"the run in {run} has not finished",
                     hint=f"go on with it: jdmctl {recipes[0].command} {run} --resume",
                 )
+        seeds = [recipe.seed for recipe in recipes]
         if compose:
-            branches = [dict(itertools.chain(*(own.items() for own in branches)))]
-        seeds = tuple(recipe.seed for recipe in recipes)[: len(branches)]
-        return cls(recipes[0], tuple(runs), seeds, tuple(branches), tuple(recipes), label)
+            for names in set(asked):
+                same = [place for place, own in enumerate(asked) if own == names]
+                _require_alike([runs[place] for place in same], [recipes[place] for place in same], compose=False)
+            seeds, branches = _composed(seeds, branches)
+        return cls(recipes[0], tuple(runs), tuple(seeds), tuple(branches), tuple(recipes), label)
 
     @property
     def method(self) -> str:
@@ -96,6 +97,28 @@ class Entrant:
     def family(self, number: int, device: str) -> Any:
         """Of one seed."""
         return build_trained(self.recipe, self.runs[number], self.branches[number], device)
+
+
+def _composed(seeds: Sequence[int], branches: Sequence[Mapping[str, Path]]) -> tuple[list[int], list[dict[str, Path]]]:
+    """All runs' branches together, or, where there are several of a control, those of each seed.
+
+    Raises BadInputError for runs of one seed that share a control, or seeds that have different ones.
+    """
+    names = list(itertools.chain(*branches))
+    several = len(set(names)) < len(names)
+    together: dict[int, dict[str, Path]] = {}
+    for seed, own in zip(seeds, branches, strict=True):
+        group = together.setdefault(seed if several else seeds[0], {})
+        if own.keys() & group.keys():
+            raise BadInputError(
+                f"two of these runs have the control {min(own.keys() & group.keys())} and the seed {seed}",
+                hint="compose runs of different controls; those of each seed go together",
+            )
+        group.update(own)
+    if len({frozenset(group) for group in together.values()}) > 1:
+        has = "; ".join(f"of seed {seed} {'+'.join(group)}" for seed, group in together.items())
+        raise BadInputError(f"not every seed has all controls: {has}", hint="give the runs of each seed")
+    return list(together), list(together.values())
 
 
 def _require_alike(runs: Sequence[Path], recipes: Sequence[Recipe], compose: bool) -> None:
