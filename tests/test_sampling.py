@@ -14,7 +14,7 @@ from PIL import Image
 
 from jdmctl import sampling
 from jdmctl.cli import sample
-from jdmctl.cli.sample import _options, _written
+from jdmctl.cli.sample import _written, parse_options
 from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.sampling import draw, eight_bit, fingerprint, grid, read_record, save_picture, seed_noise, to_picture
@@ -161,7 +161,7 @@ def words_of(record) -> list[str]:
 
 @pytest.mark.parametrize("value", [None, True, 3, 1e-05, "a name", "null", "12", "[1", ["a", 0.5]])
 def test_options_are_read_as_they_were_written(value):
-    assert _options([f"depth.scorer={_written(value)}"]) == {"depth": {"scorer": value}}
+    assert parse_options([f"depth.scorer={_written(value)}"]) == {"depth": {"scorer": value}}
 
 
 def test_pictures_can_be_drawn_again_from_what_they_say(jdmctl_command, branch, photos, monkeypatch):
