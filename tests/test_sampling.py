@@ -15,9 +15,11 @@ from PIL import Image
 from jdmctl import sampling
 from jdmctl.cli import sample
 from jdmctl.cli.sample import _written, parse_options
+from jdmctl.data.imagefolder import ImageFolder
 from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.sampling import draw, eight_bit, fingerprint, grid, read_record, save_picture, seed_noise, to_picture
+from jdmctl.training.samples import split
 
 PROMPTS = ["a red cone", "a blue cube on a tan floor", "a torus"]
 
@@ -270,7 +272,7 @@ def start_run(control: str, photos: Path) -> Path:
 
 
 def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl_command, branch, photos):
-    """Twelve photos, a quarter of them held out: the last three."""
+    """Twelve photos, a quarter of them held out."""
     run = start_run("softedge", photos)
     code, _, err = jdmctl_command("sample", run)
     assert code == 1 and "has not finished" in err and f"jdmctl add-control {run} --resume" in err
@@ -278,8 +280,8 @@ def test_a_run_folder_alone_gives_a_preview_on_held_out_samples(jdmctl_command, 
     code, out, err = jdmctl_command("sample", run, "--json")
     assert code == 0, err
     *records, last = [json.loads(line) for line in out.splitlines()]
-    captions = [json.loads(line)["text"] for line in (photos / "metadata.jsonl").read_text().splitlines()]
-    assert [record["prompt"] for record in records] == captions[9:]
+    _, held_out = split(ImageFolder(photos, 8), 0, 64)
+    assert [record["prompt"] for record in records] == [held_out.text(index) for index in range(3)]
     assert last["grid"] == f"{run}/samples/grid.png"
     assert len({record["controls"]["softedge"]["condition_sha256"] for record in records}) == 3
     before = Path(last["grid"]).read_bytes()
