@@ -76,8 +76,8 @@ class Entrant:
                 )
         seeds = [recipe.seed for recipe in recipes]
         if compose:
-            for names in set(asked):
-                same = [place for place, own in enumerate(asked) if own == names]
+            for controls in set(asked):
+                same = [place for place, own in enumerate(asked) if own == controls]
                 _require_alike([runs[place] for place in same], [recipes[place] for place in same], compose=False)
             seeds, branches = _composed(seeds, branches)
         return cls(recipes[0], tuple(runs), tuple(seeds), tuple(branches), tuple(recipes), label)
@@ -104,8 +104,8 @@ def _composed(seeds: Sequence[int], branches: Sequence[Mapping[str, Path]]) -> t
 
     Raises BadInputError for runs of one seed that share a control, or seeds that have different ones.
     """
-    names = list(itertools.chain(*branches))
-    several = len(set(names)) < len(names)
+    controls = list(itertools.chain(*branches))
+    several = len(set(controls)) < len(controls)
     together: dict[int, dict[str, Path]] = {}
     for seed, own in zip(seeds, branches, strict=True):
         group = together.setdefault(seed if several else seeds[0], {})
