@@ -241,6 +241,11 @@ def test_recipes_that_would_share_a_folder_are_refused(recipe, jdmctl_command):
     assert [str(cell.folder) for arena in arenas for cell in arena.cells] == ["out/canny/jdm-0", "out/quick/jdm-0"]
 
 
+def test_a_split_of_the_world_is_refused_beside_own_pictures(recipe, jdmctl_command, tmp_path):
+    code, _, err = jdmctl_command("compare", recipe, "--data", tmp_path, "--split", "val", "--dry-run")
+    assert code == 1 and "--split is of the embedded world" in err
+
+
 def test_a_method_that_is_named_twice_is_refused(recipe, jdmctl_command):
     code, _, err = jdmctl_command("compare", recipe, "--method", "jdm@a", "--method", "jdm@a:3", "--dry-run")
     assert code == 1 and "--method jdm@a is given twice" in err and "--method jdm@a:3, or call one of them jdm@" in err

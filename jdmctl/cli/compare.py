@@ -20,6 +20,7 @@ from jdmctl.cli.options import (
     ResultsOption,
     SplitOption,
     require_data,
+    require_world,
 )
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
@@ -82,6 +83,7 @@ def compare(
     from jdmctl.training.device import find_device
 
     with Output(mode(as_json, quiet)) as out:
+        require_world(split, data)
         require_data(data, reference, features)
         common, of_method = _split(overrides)
         entries = _entries(method, of_method)

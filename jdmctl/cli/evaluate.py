@@ -21,6 +21,7 @@ from jdmctl.cli.options import (
     ScoringDeviceOption,
     SplitOption,
     require_data,
+    require_world,
 )
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError, JdmError
@@ -136,8 +137,7 @@ def _check(targets: list[Path], asked: Asked, control: list[str], of_runs: list[
         raise BadInputError(f"{others[0]} is not a run, and only runs are scored together", "give one at a time")
     if others and of_runs:
         raise BadInputError(f"{of_runs[0]} is for runs, and {others[0]} is none", hint="leave it out")
-    if asked.split != "test" and (asked.data or asked.reference):
-        raise BadInputError("--split is of the embedded world; --data and --reference have none", hint="leave it out")
+    require_world(asked.split, asked.data, asked.reference)
     if others and not (others[0] / "model_index.json").is_file():
         if not (asked.data or asked.reference):
             raise BadInputError(
@@ -165,12 +165,15 @@ def publish(rows: list[Row], results: Path | None, out: Output) -> None:
 def keep(rows: list[Row], results: Path | None) -> None:
     """Put rows into a results file, and their table wherever README.md, docs/results.md or docs/NAME.md asks for it."""
     from jdmctl.evaluation.results import fill, has_place, merge, read, write
+    from jdmctl.training.alone import alone
     from jdmctl.training.atomic import write_text
 
-    if results:
+    if not results:
+        return
+    folder = results.absolute().parent
+    with alone(folder, wait=True):  # another command may put its own rows there
         everything = merge(read(results), rows)
         write(results, everything)
-        folder = results.absolute().parent
         for document in (Path(f"{folder}.md"), folder.parent / f"{results.stem}.md", Path("README.md")):
             if document.exists() and has_place(text := document.read_text(encoding="utf-8"), results.stem):
                 write_text(document, fill(text, results.stem, everything))

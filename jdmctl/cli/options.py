@@ -72,6 +72,12 @@ ResultsOption = Annotated[
 DEFAULT_FEATURES = "openai/clip-vit-base-patch32"
 
 
+def require_world(split: str, *folders: Path | None) -> None:
+    """Raises BadInputError for a split of the embedded world beside folders of the user's."""
+    if split != "test" and any(folders):
+        raise BadInputError("--split is of the embedded world; --data and --reference have none", hint="leave it out")
+
+
 def require_data(data: Path | None, reference: Path | None, features: str) -> None:
     """Raises BadInputError for what is of no use without --data: the embedded world has its own."""
     useless = {"--reference": reference is not None, "--features": features != DEFAULT_FEATURES}
