@@ -30,7 +30,8 @@ from jdmctl.objectives.matching import Matching
 from jdmctl.objectives.ratio import RatioNormaliser, SumOverProcesses, alone
 from jdmctl.objectives.score_divergence import ScoreDivergence
 from jdmctl.recipe import AWARE_TEACHERS, Recipe
-from jdmctl.recipe_sections import SCORE_DIVERGENCES, HeldOutReward, Model
+from jdmctl.recipe_kinds import SCORE_DIVERGENCES
+from jdmctl.recipe_sections import HeldOutReward, Model
 from jdmctl.rewards.base import Reward, load_reward
 from jdmctl.tinyworld.world import built_form, is_of_world, world_folder
 from jdmctl.training.energies import ControlEnergy, RewardEnergy, extract

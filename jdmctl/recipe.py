@@ -6,13 +6,13 @@ expected, `tiny/...` means a folder of the embedded world and `tiny` its folder 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from jdmctl.recipe_kinds import DEFAULT_DIVERGENCE, SCORE_DIVERGENCES, Seed
 from jdmctl.recipe_sections import (
-    DEFAULT_DIVERGENCE,
-    SCORE_DIVERGENCES,
     Control,
     Critic,
     Data,
@@ -37,7 +37,7 @@ class Recipe(Section):
     """One run of `jdmctl add-control`, `jdmctl align` or `jdmctl distill`, completely."""
 
     name: str = Field(pattern=r"^[\w.-]+$")
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     method: Literal[METHODS] = Field(  # type: ignore[valid-type]
         "jdm",
         description="JDM; Noise Consistency Training; an ordinary ControlNet on the teacher; distribution matching "
@@ -83,118 +83,133 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.method in ("nct", "dsm") and (self.needs_critic or self.objective.divergence != DEFAULT_DIVERGENCE):
-            raise ValueError(f"method: {self.method} matches no distributions: leave out divergence and gan_weight")
-        if self.objective.divergence in SCORE_DIVERGENCES and self.objective.gan_weight:
-            raise ValueError("a score divergence (sim, sid) and gan_weight do not go together")
-        if self.needs_critic and self.critic.positives == "pictures" and not self.data.has_pictures:
-            raise ValueError(
+        """Raises ValueError with all that contradicts itself, a line each."""
+        problems = [
+            *self._misfits_of_method(), *self._misfits_of_critic(), *self._misfits_of_rewards(),
+            *self._misfits_of_training(), *self._misfits_of_memory(),
+        ]  # fmt: skip
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _misfits_of_method(self) -> Iterator[str]:
+        if not self.matches_distributions and (self.needs_critic or self.objective.divergence != DEFAULT_DIVERGENCE):
+            yield f"method: {self.method} matches no distributions: leave out divergence and gan_weight"
+        if not self.matches_distributions and self.student.trainable != "frozen" and not self.rewards:
+            yield f"method: {self.method} trains control branches alone: leave out student.trainable"
+        if self.training.regression_steps and self.method != "distill":
+            yield "training.regression_steps is for method: distill"
+        if self.makes_student and self.model.student_prediction:
+            yield f"method: {self.method} makes a student like its teacher: leave out student_prediction"
+        if self.method in AWARE_TEACHERS and not all(control.teacher_branch for control in self.controls):
+            yield f"method: {self.method} needs each control's teacher_branch, a ControlNet on the teacher"
+        if self.method == "redistill":
+            yield from self._misfits_of_redistilling()
+
+    def _misfits_of_redistilling(self) -> Iterator[str]:
+        if self.data.source == "prompts":
+            yield "method: redistill has no one-step student yet, so data.source prompts draws no pictures"
+        if self.student.trainable == "lora" and not self.rewards:
+            yield "method: redistill trains all of a new student: leave out student.trainable"
+        if any(control.branch != "controlnet" for control in self.controls):
+            yield "method: redistill takes its branches from teacher_branch: leave out branch"
+
+    def _misfits_of_critic(self) -> Iterator[str]:
+        is_distance = self.objective.divergence in SCORE_DIVERGENCES
+        if is_distance and self.objective.gan_weight:
+            yield "a score divergence (sim, sid) and gan_weight do not go together"
+        if is_distance and self.objective.guidance == "decoupled":
+            yield "a score divergence (sim, sid) takes coupled guidance only"
+        if self.objective.ratio == "learned":
+            yield from self._misfits_of_learned_ratio()
+        elif self.needs_critic and self.critic.positives == "pictures" and not self.data.has_pictures:
+            yield (
                 f"a critic needs true samples, and data.source {self.data.source} has none:"
                 " set critic.positives: teacher, or data.format if pictures lie beside the conditions"
             )
-        self._check_learned_ratio()
-        if self.training.regression_steps and self.method != "distill":
-            raise ValueError("training.regression_steps is for method: distill")
-        if self.makes_student and self.model.student_prediction:
-            raise ValueError(f"method: {self.method} makes a student like its teacher: leave out student_prediction")
-        names = [control.name for control in self.controls]
-        if len(names) != len(set(names)):
-            raise ValueError("controls: the same control is named twice")
-        self._check_rewards()
-        pieces = self.training.gradient_accumulation_steps
-        if self.training.batch_size % pieces:
-            raise ValueError(
-                f"training.batch_size {self.training.batch_size} is not a multiple of "
-                f"gradient_accumulation_steps {pieces}"
-            )
-        if pieces > self.most_pieces:
-            raise ValueError(
-                f"a critic that sees conditions gives each picture its neighbour's, and training.batch_size "
-                f"{self.training.batch_size} in {pieces} pieces leaves it none: "
-                + (
-                    f"set gradient_accumulation_steps to {self.most_pieces}"
-                    if self.most_pieces
-                    else "set training.batch_size to 2 or more"
-                )
-            )
-        if self.training.lr_warmup_steps >= self.training.num_steps:
-            raise ValueError("training.lr_warmup_steps must be less than num_steps")
-        wants_dsm = any(control.init == "dsm" for control in self.controls)
-        if wants_dsm != (self.training.dsm_warmup_steps > 0):
-            inits = ", ".join(f"init of {control.name} is {control.init}" for control in self.controls) or "no control"
-            raise ValueError(
-                f"init: dsm and training.dsm_warmup_steps > 0 go together: {inits}, and the steps are "
-                f"{self.training.dsm_warmup_steps}: --set training.dsm_warmup_steps={200 if wants_dsm else 0}"
-            )
-        if (wants_dsm or self.method == "dsm") and self.data.source == "conditions" and not self.data.has_pictures:
-            raise ValueError(
-                "denoising score matching needs pictures, and data.source conditions has none; if they lie beside the "
-                "conditions, say data.format"
-            )
-        if self.data.buckets and self.teacher_phases:
-            raise ValueError("data.buckets and the teacher's own samples, which are squares, do not go together")
-        if self.method == "dsm" and wants_dsm:
-            raise ValueError("method: dsm trains the branch by it throughout: leave out init: dsm")
-        if self.method in AWARE_TEACHERS and not all(control.teacher_branch for control in self.controls):
-            raise ValueError(f"method: {self.method} needs each control's teacher_branch, a ControlNet on the teacher")
-        if self.method == "redistill" and self.data.source == "prompts":
-            raise ValueError("method: redistill has no one-step student yet, so data.source prompts draws no pictures")
-        if self.method in ("nct", "dsm") and self.student.trainable != "frozen":
-            raise ValueError(f"method: {self.method} trains control branches alone: leave out student.trainable")
-        if self.method == "redistill" and self.student.trainable == "lora":
-            raise ValueError("method: redistill trains all of a new student: leave out student.trainable")
-        if self.method == "redistill" and any(control.branch != "controlnet" for control in self.controls):
-            raise ValueError("method: redistill takes its branches from teacher_branch: leave out branch")
-        if self.method == "redistill" and wants_dsm:
-            raise ValueError("method: redistill takes its branches from teacher_branch: leave out init: dsm")
-        if self.memory.share_backbone and self.student_folder and not self.makes_lora:
-            raise ValueError("memory.share_backbone is for a frozen student: leave out student.trainable")
-        if self.memory.offload and not self.memory.gradient_checkpointing:
-            raise ValueError(
-                "memory.offload needs memory.gradient_checkpointing: true: without it all that layers fetch on the way "
-                "forward stays on the device until the way back"
-            )
-        if self.student.l2_to_start and self.student.trainable == "frozen":
-            raise ValueError("student.l2_to_start holds a student that is trained: set student.trainable")
-        if self.objective.guidance == "decoupled" and self.objective.divergence in SCORE_DIVERGENCES:
-            raise ValueError("a score divergence (sim, sid) takes coupled guidance only")
-        return self
 
-    def _check_learned_ratio(self) -> None:
-        if self.objective.ratio != "learned":
-            return
+    def _misfits_of_learned_ratio(self) -> Iterator[str]:
         if not self.needs_critic:
-            raise ValueError(
-                "objective.ratio: learned is for a divergence that needs a ratio (jdmctl divergences), or a GAN term"
-            )
+            yield "objective.ratio: learned is for a divergence that needs a ratio (jdmctl divergences), or a GAN term"
         if not self.controls:
-            raise ValueError("objective.ratio: learned compares pictures with their conditions: name a control")
+            yield "objective.ratio: learned compares pictures with their conditions: name a control"
         if self.rewards:
-            raise ValueError("objective.ratio: learned has no true samples of a reward: leave it out")
+            yield "objective.ratio: learned has no true samples of a reward: leave it out"
         if self.critic.positives == "teacher" or not self.data.has_pictures:
-            raise ValueError(
+            yield (
                 "objective.ratio: learned needs pictures that conditions were made from: critic.positives: pictures, "
                 "and data that has them"
             )
 
-    def _check_rewards(self) -> None:
+    def _misfits_of_rewards(self) -> Iterator[str]:
+        names = [control.name for control in self.controls]
+        if len(names) != len(set(names)):
+            yield "controls: the same control is named twice"
         for where, rewards in (("rewards", self.rewards), ("heldout_rewards", self.heldout_rewards)):
             called = [reward.called for reward in rewards]
             if len(called) != len(set(called)):
-                raise ValueError(f"{where}: the same reward is named twice: give one of them a label")
-        both = {reward.called for reward in self.rewards} & {control.name for control in self.controls}
-        if both:
-            raise ValueError(f"a reward and a control are both called {both.pop()}: give the reward another label")
+                yield f"{where}: the same reward is named twice: give one of them a label"
+        if both := {reward.called for reward in self.rewards} & set(names):
+            yield f"a reward and a control are both called {min(both)}: give the reward another label"
         if self.rewards and self.method != "jdm":
-            raise ValueError(f"method: {self.method} takes no rewards")
+            yield f"method: {self.method} takes no rewards"
         if self.rewards and self.student.trainable == "frozen" and not self.controls:
-            raise ValueError("rewards are for a student that is trained: student.trainable is lora or full")
+            yield "rewards are for a student that is trained: student.trainable is lora or full"
         if self.heldout_rewards and not self.rewards:
-            raise ValueError("heldout_rewards watch over rewards, and there are none")
+            yield "heldout_rewards watch over rewards, and there are none"
         if not self.objective.fidelity and not self.rewards:
-            raise ValueError("objective.fidelity: false is for the ablation of rewards, and there are none")
+            yield "objective.fidelity: false is for the ablation of rewards, and there are none"
         if not self.objective.fidelity and (self.needs_critic or self.objective.guidance == "decoupled"):
-            raise ValueError("objective.fidelity: false leaves no room for a divergence, a critic or guidance")
+            yield "objective.fidelity: false leaves no room for a divergence, a critic or guidance"
+
+    def _misfits_of_training(self) -> Iterator[str]:
+        size, pieces = self.training.batch_size, self.training.gradient_accumulation_steps
+        if size % pieces:
+            yield f"training.batch_size {size} is not a multiple of gradient_accumulation_steps {pieces}"
+        elif pieces > self.most_pieces:
+            advice = (
+                f"set gradient_accumulation_steps to {self.most_pieces}"
+                if self.most_pieces
+                else "set training.batch_size to 2 or more"
+            )
+            yield (
+                "a critic that sees conditions gives each picture its neighbour's, and training.batch_size "
+                f"{size} in {pieces} pieces leaves it none: {advice}"
+            )
+        if self.training.lr_warmup_steps >= self.training.num_steps:
+            yield "training.lr_warmup_steps must be less than num_steps"
+        if self.data.buckets and self.teacher_phases:
+            yield "data.buckets and the teacher's own samples, which are squares, do not go together"
+        if self.student.l2_to_start and self.student.trainable == "frozen":
+            yield "student.l2_to_start holds a student that is trained: set student.trainable"
+        yield from self._misfits_of_denoising()
+
+    def _misfits_of_denoising(self) -> Iterator[str]:
+        wants_dsm = any(control.init == "dsm" for control in self.controls)
+        if self.method == "dsm" and wants_dsm:
+            yield "method: dsm trains the branch by it throughout: leave out init: dsm"
+        elif self.method == "redistill" and wants_dsm:
+            yield "method: redistill takes its branches from teacher_branch: leave out init: dsm"
+        elif wants_dsm != (self.training.dsm_warmup_steps > 0):
+            inits = ", ".join(f"init of {control.name} is {control.init}" for control in self.controls) or "no control"
+            yield (
+                f"init: dsm and training.dsm_warmup_steps > 0 go together: {inits}, and the steps are "
+                f"{self.training.dsm_warmup_steps}: --set training.dsm_warmup_steps={200 if wants_dsm else 0}"
+            )
+        if (wants_dsm or self.method == "dsm") and self.data.source == "conditions" and not self.data.has_pictures:
+            yield (
+                "denoising score matching needs pictures, and data.source conditions has none; if they lie beside the "
+                "conditions, say data.format"
+            )
+
+    def _misfits_of_memory(self) -> Iterator[str]:
+        if self.memory.share_backbone and self.student_folder and not self.makes_lora:
+            yield "memory.share_backbone is for a frozen student: leave out student.trainable"
+        if self.memory.offload and not self.memory.gradient_checkpointing:
+            yield (
+                "memory.offload needs memory.gradient_checkpointing: true: without it all that layers fetch on the way "
+                "forward stays on the device until the way back"
+            )
 
     @property
     def makes_lora(self) -> bool:

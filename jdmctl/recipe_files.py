@@ -249,15 +249,16 @@ def explained(errors: Sequence[ErrorDetails]) -> list[str]:
     """A line for each, without those that only follow from others."""
     places = [error["loc"] for error in errors]
     return [
-        _explain(error)
+        line
         for error in errors
         if error["type"] != "default_factory_not_called"
         and not any(len(place) > len(error["loc"]) and place[: len(error["loc"])] == error["loc"] for place in places)
+        for line in _explain(error).split("\n")
     ]
 
 
 def _explain(error: ErrorDetails) -> str:
-    """One line: where, what is wrong, what was found."""
+    """A line for each problem: where, what is wrong, what was found."""
     path = error["loc"]
     where = ".".join(str(part) for part in path)
     found = error["input"]
@@ -268,7 +269,7 @@ def _explain(error: ErrorDetails) -> str:
             return f"{where}: unknown key{_suggest_key(path)}"
         case "value_error":
             message = error["msg"].removeprefix("Value error, ")
-            return f"{where}: {message}" if where else message
+            return "\n".join(f"{where}: {line}" if where else line for line in message.split("\n"))
         case "literal_error":
             allowed = re.findall(r"'([^']+)'", error["msg"])
             close = difflib.get_close_matches(str(found), allowed, n=1)

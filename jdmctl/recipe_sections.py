@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jdmctl.controls.base import check_control_options, control_names
 from jdmctl.data.formats import FORMATS, WITH_CONDITIONS, problem_of_unread
 from jdmctl.errors import JdmError
 from jdmctl.families.names import family_names
+from jdmctl.recipe_kinds import (
+    DEFAULT_DIVERGENCE,
+    Count,
+    Divergence,
+    Float,
+    Fraction,
+    Limit,
+    Momentum,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+)
 from jdmctl.rewards.base import check_reward_options, reward_names
-
-SCORE_DIVERGENCES = ("sim", "sid")
-DEFAULT_DIVERGENCE = "reverse-kl"
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 def _one_of(what: str, names: Callable[[], list[str]]) -> AfterValidator:
@@ -103,8 +101,8 @@ class Reward(HeldOutReward):
 
     ratio: NonNegativeFloat = Field(1.0, description="|lambda grad reward| / |grad fidelity| once calibrated")
     ramp_steps: Count = 0
-    threshold: float | None = Field(None, description="a picture that scores this is good enough")
-    crop: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="share of each side that the reward is shown")
+    threshold: Float | None = Field(None, description="a picture that scores this is good enough")
+    crop: Share = Field(1.0, description="share of each side that the reward is shown")
 
 
 class Control(Section):
@@ -128,19 +126,8 @@ class Control(Section):
         return self
 
 
-def _known_divergence(name: str) -> str:
-    if name not in SCORE_DIVERGENCES:
-        from jdmctl.objectives.divergence import load_divergence  # loads torch, which listing recipes must not
-
-        try:
-            return load_divergence(name).name
-        except JdmError as problem:
-            raise ValueError(f"{problem}; {problem.hint}") from problem
-    return name
-
-
 class Objective(Section):
-    divergence: Annotated[str, AfterValidator(_known_divergence)] = Field(
+    divergence: Divergence = Field(
         DEFAULT_DIVERGENCE, description="between teacher and student: jdmctl divergences lists them"
     )
     ratio: Literal["joint", "fidelity", "learned"] = Field(
@@ -173,10 +160,20 @@ class Objective(Section):
     max_time: Fraction = 0.98
 
     @model_validator(mode="after")
-    def _gan_has_levels(self) -> Self:
-        if self.gan_max_time is not None and self.gan_max_time <= self.min_time:
-            raise ValueError(f"gan_max_time {self.gan_max_time:g} is not above min_time {self.min_time:g}")
+    def _has_levels(self) -> Self:
+        if problems := [*self._empty_ranges()]:
+            raise ValueError("\n".join(problems))
         return self
+
+    def _empty_ranges(self) -> Iterator[str]:
+        for what in ("", "guidance_"):
+            low, high = getattr(self, f"{what}min_time"), getattr(self, f"{what}max_time")
+            if low >= high:
+                yield f"{what}min_time {low:g} is not below {what}max_time {high:g}"
+        if self.gan_max_time is not None and self.gan_max_time <= self.min_time:
+            yield f"gan_max_time {self.gan_max_time:g} is not above min_time {self.min_time:g}"
+        if self.gan_max_time is not None and self.gan_max_time > self.max_time:
+            yield f"gan_max_time {self.gan_max_time:g} is above max_time {self.max_time:g}"
 
 
 class FakeScore(Section):
@@ -185,7 +182,7 @@ class FakeScore(Section):
     updates: PositiveInt = Field(2, description="for each update of the student")
     learning_rate: PositiveFloat = 3e-4
     warmup_min_steps: Count = 60
-    warmup_max_steps: Count = 200
+    warmup_max_steps: Count = Field(200, description="a warm-up ends here, whatever warmup_min_steps says")
 
 
 class Critic(Section):
@@ -227,9 +224,9 @@ class Training(Section):
     learning_rate: PositiveFloat = 1e-4
     lr_schedule: Literal["constant", "linear"] = Field("constant", description="linear falls to 0 over num_steps")
     lr_warmup_steps: Count = 0
-    betas: tuple[Fraction, Fraction] = (0.0, 0.95)
+    betas: tuple[Momentum, Momentum] = (0.0, 0.95)
     weight_decay: NonNegativeFloat = 0.01
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: Limit = 1.0
     ema_decay: Fraction = 0.99
     precision: Literal["fp32", "bf16"] = "fp32"
     stop_on_alarm: bool = Field(True, description="end a run with rewards once its alarms do not fall silent")

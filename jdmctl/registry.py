@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from inspect import Parameter
@@ -77,19 +77,22 @@ class Registry:
 
     def described(self) -> Iterator[tuple[dict[str, str], Any]]:
         """Rows with name, options, from (the package) and description, each with its class, or None if it is broken."""
-        for name, point in sorted(self._entry_points().items()):
-            row = {"name": name, "options": "", "from": _package(point)}
+        for name, points in sorted(self._entry_points().items()):
+            row = {"name": name, "options": "", "from": " and ".join(map(_package, points))}
             try:
-                found = self._load(point)
+                found = self._load(points)
             except JdmError as problem:
                 yield row | {"description": str(problem)}, None
             else:
                 told = getattr(found, "description", "it does not say what it is")
                 yield row | {"options": _options(found), "description": told}, found
 
-    def _entry_points(self) -> dict[str, EntryPoint]:
-        installed = {point.name: point for point in entry_points(group=self.group)}
-        return installed | {name: EntryPoint(name, path, self.group) for name, path in self.built_in.items()}
+    def _entry_points(self) -> dict[str, list[EntryPoint]]:
+        """Name -> all who bring it, jdmctl first."""
+        found = {name: [EntryPoint(name, path, self.group)] for name, path in self.built_in.items()}
+        for point in entry_points(group=self.group):
+            found.setdefault(point.name, []).append(point)
+        return found
 
     def _class(self, name: str) -> Any:
         points = self._entry_points()
@@ -97,7 +100,14 @@ class Registry:
             raise JdmError(f"no {self.what} is named '{name}'", hint=_suggestion(name, sorted(points)))
         return self._load(points[name])
 
-    def _load(self, point: EntryPoint) -> Any:
+    def _load(self, points: Sequence[EntryPoint]) -> Any:
+        point, *others = points
+        if others:
+            packages = list(map(_package, points))
+            raise JdmError(
+                f"{' and '.join(packages)} each bring a {self.what} named '{point.name}'",
+                hint=f"uninstall {packages[-1]}, or ask its authors for another name",
+            )
         try:
             return point.load()
         except (ImportError, AttributeError) as problem:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from jdmctl.cli import app as cli
-from jdmctl.cli.compare import _arenas
+from jdmctl.cli.compare import _arenas, _split, _usual
 from jdmctl.comparison.cells import Entry, plan
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.history import History
@@ -26,6 +26,7 @@ from jdmctl.comparison.scoring import _draw, score
 from jdmctl.comparison.searches import MorePasses
 from jdmctl.comparison.training import complete
 from jdmctl.errors import BadInputError
+from jdmctl.evaluation.results import Row, setup, write
 from jdmctl.recipe_files import to_yaml
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.source import captioned_folder
@@ -102,13 +103,38 @@ def test_methods_that_train_a_branch_alone_take_of_a_recipe_what_is_theirs(recip
     assert [cell.recipe.needs_critic for cell in cells] == [True, False, False]
 
 
+def a_controlnet(folder: Path) -> Path:
+    """As much of one as is looked at before it is loaded."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
 def test_an_ordinary_controlnet_that_is_given_needs_no_training(recipe, tmp_path):
-    (tmp_path / "mine").mkdir()
-    asked = entries("dsm", "redistill", dsm=[f"controls.canny.teacher_branch={tmp_path / 'mine'}"])
+    mine = a_controlnet(tmp_path / "mine")
+    asked = entries("dsm", "redistill", dsm=[f"controls.canny.teacher_branch={mine}"])
     given, other = plan(recipe, [], asked, tmp_path)
-    assert given.is_given and given.is_done and given.branches() == {"canny": tmp_path / "mine"}
+    assert given.is_given and given.is_done and given.branches() == {"canny": mine}
     assert not other.is_given
-    assert other.recipe.controls[0].teacher_branch == str(tmp_path / "mine")
+    assert other.recipe.controls[0].teacher_branch == str(mine)
+
+
+def test_a_given_controlnet_may_be_on_the_hub_and_is_never_trained(recipe, tmp_path, monkeypatch):
+    config = a_controlnet(tmp_path / "fetched") / "config.json"
+    monkeypatch.setattr("jdmctl.families.folders.hf_hub_download", lambda *_, **__: str(config))
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("it is trained"))
+    asked = entries("dsm", "redistill", dsm=["controls.canny.teacher_branch=somebody/their-controlnet"])
+    given, other = plan(recipe, [], asked, tmp_path)
+    complete([given], float("inf"), "", print)
+    assert given.is_done and given.state == "given"
+    assert other.recipe.controls[0].teacher_branch == "somebody/their-controlnet"
+
+
+@pytest.mark.parametrize("branch", ["./nowhere", "somebody/no-controlnet"])
+def test_a_given_controlnet_that_is_not_there_is_refused_before_anything_is_trained(recipe, jdmctl_command, branch):
+    words = ("--method", "dsm", "--set", f"dsm:controls.canny.teacher_branch={branch}", "--dry-run")
+    code, _, err = jdmctl_command("compare", recipe, *words)
+    assert code == 1 and f"no folder {Path(branch)}, and no such model can be had from the hub" in err
 
 
 def test_how_long_a_given_controlnet_was_trained_nobody_knows(recipe, tmp_path, monkeypatch):
@@ -116,7 +142,7 @@ def test_how_long_a_given_controlnet_was_trained_nobody_knows(recipe, tmp_path, 
     for drawing in ("_one_step", "_multistep"):
         monkeypatch.setattr(f"jdmctl.comparison.scoring.{drawing}", lambda *_: None)
     monkeypatch.setattr("jdmctl.comparison.scoring._untrained", lambda *_: [])
-    asked = entries("dsm", "dsm@mine", **{"dsm@mine": [f"controls.canny.teacher_branch={tmp_path}"]})
+    asked = entries("dsm", "dsm@mine", **{"dsm@mine": [f"controls.canny.teacher_branch={a_controlnet(tmp_path)}"]})
     cells = plan(recipe, [], asked, tmp_path)
     (cells[0].folder / "controlnet").mkdir(parents=True)
     drawn = {one.method: one.minutes for one in _draw(None, cells, MorePasses([2], [], []))}
@@ -244,6 +270,47 @@ def test_recipes_that_would_share_a_folder_are_refused(recipe, jdmctl_command):
 def test_a_split_of_the_world_is_refused_beside_own_pictures(recipe, jdmctl_command, tmp_path):
     code, _, err = jdmctl_command("compare", recipe, "--data", tmp_path, "--split", "val", "--dry-run")
     assert code == 1 and "--split is of the embedded world" in err
+
+
+def test_a_change_of_a_method_that_there_is_not_is_not_taken_for_one_of_the_recipe(recipe, jdmctl_command):
+    code, _, err = jdmctl_command("compare", recipe, "--set", "jmd:training.num_steps=3", "--dry-run")
+    assert code == 1 and "no method named 'jmd', did you mean 'jdm'?" in err
+    code, _, err = jdmctl_command("compare", recipe, "--set", "kl@small:training.num_steps=3", "--dry-run")
+    assert code == 1 and "no method named 'kl'" in err
+    assert _split(["name=a:b", "jdm@x.y:seed=3"]) == (["name=a:b"], {"jdm@x.y": ["seed=3"]})
+
+
+def test_what_is_compared_if_nothing_is_said_depends_on_the_recipe(recipe):
+    assert _usual([recipe]) == _usual(["tiny/align", recipe]) == ["jdm", "dsm"]
+    assert _usual(["tiny/align"]) == ["jdm", "reward-only"]
+    Path("alone.yaml").write_text(TASTE.replace("rewards: [{name: warmth}]\n", ""))
+    assert _usual(["alone.yaml"]) == ["jdm"]
+
+
+@pytest.mark.usefixtures("in_tiny_world")
+def test_a_recipe_with_rewards_alone_can_be_compared_without_naming_methods(jdmctl_command):
+    """Its plan is one line of JSON for each cell, with numbers as they are and null for what nobody knows."""
+    Path("quick.yaml").write_text(TASTE)
+    code, out, err = jdmctl_command("compare", "quick.yaml", "--dry-run", "--json")
+    assert code == 0, err
+    first, second = map(json.loads, out.splitlines())
+    assert (first["cell"], second["cell"]) == ("jdm-0", "reward-only-0")
+    assert first["event"] == "plan" and first["recipe"] == "quick.yaml" and first["state"] == "missing"
+    assert first["updates"] == 2 and first["seconds_so_far"] == 0 and first["seconds_to_go"] is None
+    assert first["flops_of_an_update"]["teacher"] > 0
+    assert first["flops"] == 2 * sum(first["flops_of_an_update"].values())
+
+
+def test_rows_of_another_setup_are_refused_before_anything_is_trained(recipe, jdmctl_command, monkeypatch):
+    """A row that stays, of a method that is not scored now, and of another number of pictures."""
+    monkeypatch.setattr("jdmctl.cli.compare.show", lambda *_: None)
+    monkeypatch.setattr("jdmctl.cli.compare._run", lambda *_: pytest.fail("it is trained"))
+    monkeypatch.setattr("jdmctl.comparison.heldout.samples", lambda split: range(500))
+    row = Row("tiny", "canny", "nct", 1, "frechet", 6.0, 5.0, 7.0, [0], 100, "jdmctl eval runs/nct", setup("a judge"))
+    write(Path("rows.json"), [row])
+    code, _, err = jdmctl_command("compare", recipe, "--results", "rows.json")
+    assert code == 1 and "frechet of nct in rows.json was measured with a judge" in err
+    assert ", 500 pictures: they cannot stand in one table" in err and "(jdmctl eval runs/nct)" in err
 
 
 def test_a_method_that_is_named_twice_is_refused(recipe, jdmctl_command):

@@ -472,25 +472,43 @@ class Brightness:
 
 @pytest.fixture
 def other_package(tmp_path, monkeypatch):
-    """An installed distribution that registers a control, one that is broken, and a name that is taken."""
+    """An installed distribution that registers a control, and one that is broken."""
     (tmp_path / "glow.py").write_text(THIRD_PARTY)
-    info = tmp_path / "jdm_glow-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jdm-glow\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[jdmctl.controls]\nbrightness = glow:Brightness\nbroken = glow:Absent\ncanny = glow:Brightness\n"
-    )
+    install(tmp_path, "jdm-glow", "brightness = glow:Brightness", "broken = glow:Absent")
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
+
+
+def install(folder, package: str, *points: str) -> None:
+    """A distribution with controls as entry points."""
+    info = folder / f"{package.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("\n".join(["[jdmctl.controls]", *points]))
 
 
 def test_another_package_registers_a_control(other_package):
     assert set(control_names()) == {*CONTROLS, "brightness", "broken"}
     assert load_control("brightness", scale=2.0).scale == 2.0
-    assert isinstance(load_control("canny"), Canny)  # built-in names cannot be taken over
     with pytest.raises(JdmError, match="'broken' cannot be imported from glow:Absent") as caught:
         load_control("broken")
     assert "jdm-glow" in caught.value.hint
+
+
+def test_a_name_that_two_packages_bring_is_nobody_s(other_package, tmp_path):
+    """Neither is used in place of the other; all else works, and listing tells."""
+    install(tmp_path, "other-glow", "canny = glow:Brightness", "brightness = glow:Brightness")
+    importlib.invalidate_caches()
+    for name, packages in (
+        ("canny", "jdmctl and other-glow"),
+        ("brightness", r"(jdm|other)-glow and (jdm|other)-glow"),
+    ):
+        with pytest.raises(JdmError, match=f"{packages} each bring a control named '{name}'") as caught:
+            load_control(name)
+        assert "-glow, or ask its authors for another name" in caught.value.hint
+    assert isinstance(load_control("softedge"), object) and set(control_names()) == {*CONTROLS, "brightness", "broken"}
+    (row,) = [row for row in describe_controls() if row["name"] == "canny"]
+    assert row["from"] == "jdmctl and other-glow" and "each bring a control" in row["description"]
 
 
 def test_controls_are_described(other_package):

@@ -133,7 +133,8 @@ def test_names_as_they_are_typed(typed, name):
         ("jefreys", "did you mean 'jeffreys'"),
         ("kl", "forward-kl.*reverse-kl|reverse-kl.*forward-kl"),  # either could be meant
         ("js:2", "'js'"),
-        ("wasserstein-1e9", "there are reverse-kl"),
+        ("wasserstein-1e9", "there are reverse-kl.*, sim, sid$"),
+        ("simm", "'sim'"),
         ("alpha", "alpha:0.5"),
         ("alpha:nan", "alpha:0.5"),
         ("alpha:half", "alpha:0.5"),
@@ -141,6 +142,6 @@ def test_names_as_they_are_typed(typed, name):
 )
 def test_unknown_names_are_told_what_to_type(typed, hint):
     with pytest.raises(JdmError) as raised:
-        load_divergence(typed)
+        load_divergence(typed, ("sim", "sid"))
     assert typed in str(raised.value)
     assert re.search(hint, raised.value.hint)

@@ -21,7 +21,7 @@ from jdmctl.controls.base import load_control
 from jdmctl.errors import BadInputError, JdmError
 from jdmctl.evaluation.appearance import mean_color, mean_distance, sharpness
 from jdmctl.evaluation.manifold import among, recall_statistic
-from jdmctl.evaluation.results import Row, read
+from jdmctl.evaluation.results import Row, read, setup, write
 from jdmctl.families.stable_diffusion import StableDiffusion
 from jdmctl.recipe_files import load_recipe, to_yaml
 from jdmctl.sampling import save_picture
@@ -216,6 +216,18 @@ def test_a_sheet_that_cannot_be_saved_is_told_before_anything_is_drawn(evaluate,
     assert "does not say what kind of picture" in evaluate(finished("a"), "--pictures", "answers", fails=True)
     Path("file").touch()
     assert "could not save" in evaluate("a", "--pictures", "file/answers.png", fails=True)
+
+
+def test_rows_that_could_not_stay_are_found_before_anything_is_drawn(evaluate, tmp_path, monkeypatch):
+    """One of another run is; that of the same label is replaced, and no reason to stop."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(heldout, "samples", lambda split: range(500))
+    monkeypatch.setattr(contest, "_open", lambda *_: pytest.fail("it is drawn"))
+    row = Row("tiny", "canny", "nct", 1, "frechet", 6.0, 5.0, 7.0, [0], 100, "a command", setup("a judge"))
+    write(Path("rows.json"), [row])
+    assert "cannot stand in one table" in evaluate(finished("a"), "--results", "rows.json", fails=True)
+    with pytest.raises(pytest.fail.Exception, match="it is drawn"):
+        evaluate("a", "--results", "rows.json", "--label", "nct")
 
 
 def test_pictures_are_partners_by_name_or_else_in_the_order_of_their_numbers(tmp_path):

@@ -337,6 +337,24 @@ def test_estimate_prints_as_value_and_interval():
     assert str(Estimate(0.123456, 0.1, 0.2, 5)) == "0.1235 [0.1, 0.2]"
 
 
+def test_a_row_that_could_not_stay_is_found_before_the_work(tmp_path):
+    """By versions, device and number; not one that is replaced, or of another world; nor by a number nobody knows."""
+    file, here = tmp_path / "rows.json", results.setup("a judge")
+    row = results.Row("tiny", "canny", "jdm", 1, "frechet", 6.0, 5.0, 7.0, [0], 500, "jdmctl eval runs/canny", here)
+    made = {("tiny", "canny", "nct"), ("tiny", "canny", "dsm")}
+    for kept, n, device in (
+        (row, 100, "cpu"), (row, None, "cuda"), (replace(row, setup="a judge; torch 1.0"), None, "cpu"),
+    ):  # fmt: skip
+        results.write(file, [kept])
+        with pytest.raises(BadInputError, match="frechet of jdm in .* cannot stand in one table"):
+            results.require_same_setup(file, made, n, device)
+    other = replace(row, setup="", n=3)
+    results.write(file, [row, replace(other, world="mine"), replace(other, method="nct")])
+    results.require_same_setup(file, made, 500, "cpu")
+    results.require_same_setup(file, made, None, "cpu")
+    results.require_same_setup(None, made, 3, "cuda")
+
+
 def test_tilted_weights_reach_the_mean_and_are_exponential():
     """N(0, 1) tilted to mean 1 is N(1, 1): Frechet distance to samples of that is small, to the untilted about 1."""
     generator = torch.Generator().manual_seed(0)

@@ -23,6 +23,7 @@ FLOORS = {
     "cli": 5,
     "__main__": 5,
     "recipe": 4,
+    "recipe_kinds": 4,
     "recipe_sections": 4,
     "recipe_files": 4,
     "build": 4,

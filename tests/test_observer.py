@@ -23,6 +23,35 @@ class Scored:
         return {self.headline: torch.tensor(self.values)}
 
 
+def measured(*controls: Scored) -> dict[str, float]:
+    """What validation makes of these."""
+    named = {f"control {number}": control for number, control in enumerate(controls)}
+    student = SimpleNamespace(generate=lambda noise, prompt, conditions: noise)
+    codec = SimpleNamespace(decode=lambda x0: x0)
+    conditions = dict.fromkeys(named, torch.zeros(2, 3, 2, 2))
+    batch = Batch(None, conditions, SampleDraws(0, "validation", range(2)), ("", ""))
+    return Validation(student, codec, (3, 2, 2), named, [batch]).measure()
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_headline_that_is_not_positive_chooses_weights_too(higher_is_better):
+    """Log-likelihoods -9 and -7: mean -8, its standard error 1 / sqrt(2). From there over 0 to 0.5 it only rises."""
+    sign = 1 if higher_is_better else -1
+    means = (-8.0, -3.0, -0.01, 0.0, 0.001, 0.5)
+    found = [measured(Scored("nll", higher_is_better, (mean - 1, mean + 1))) for mean in means]
+    scores = [sign * one["score"] for one in found]
+    assert scores == sorted(scores) and len(set(scores)) == len(scores)
+    assert scores[1] - scores[0] == pytest.approx(5)
+    assert found[0]["score_error"] == pytest.approx(1 / math.sqrt(2))
+
+
+def test_a_mean_near_0_is_not_as_good_as_any():
+    """A correlation of 0.001 +- 0.5 / sqrt(2) may be 0.35, and is no match for 0.9."""
+    poor, good = (measured(Scored("correlation", True, (m - 0.5, m + 0.5))) for m in (0.001, 0.9))
+    assert poor["score"] + poor["score_error"] == pytest.approx(math.log(0.001 + 0.5 / math.sqrt(2)))
+    assert poor["score"] < good["score"] - poor["score_error"]
+
+
 def test_the_score_and_its_standard_error():
     """Headlines 0.1 and 0.3, lower is better: mean 0.2, of which a standard deviation of 0.1 over sqrt(2) is 0.3536; a
     second control that is 0.5 for both samples has no error, so the mean of both logarithms has half of the first's."""

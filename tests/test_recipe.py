@@ -25,6 +25,7 @@ from jdmctl.recipe_files import (
     title,
     to_yaml,
 )
+from jdmctl.training.plan import Stage
 
 SMALLEST = {
     "name": "x",
@@ -131,6 +132,84 @@ LEARNED = {"ratio": "learned", "divergence": "js"}
 )
 def test_what_does_not_fit_together(tmp_path, changes, message):
     assert message in problems_of(tmp_path, recipe_text(**changes))
+
+
+def test_all_that_contradicts_itself_is_told_at_once(tmp_path):
+    """Of an option that only follows from another, and of two cures for one fault, one is told."""
+    changes = {
+        "method": "dsm",
+        "controls": [{"name": "canny", "init": "dsm"}] * 2,
+        "training": {"lr_warmup_steps": 9, "num_steps": 9, "batch_size": 10, "gradient_accumulation_steps": 3},
+        "memory": {"offload": True},
+        "objective": {"divergence": "sim", "gan_weight": 0.1},
+    }
+    message = problems_of(tmp_path, recipe_text(**changes))
+    assert message.splitlines()[0].endswith("bad.yaml has 7 problems:")
+    for line in (
+        "method: dsm matches no distributions: leave out divergence and gan_weight",
+        "a score divergence (sim, sid) and gan_weight do not go together",
+        "controls: the same control is named twice",
+        "training.batch_size 10 is not a multiple of gradient_accumulation_steps 3",
+        "training.lr_warmup_steps must be less than num_steps",
+        "method: dsm trains the branch by it throughout: leave out init: dsm",
+        "memory.offload needs memory.gradient_checkpointing: true",
+    ):
+        assert f"\n  {line}" in message
+    assert "go together: init" not in message
+
+
+def test_ranges_of_noise_levels_that_are_empty_are_refused(tmp_path):
+    objective = {
+        "min_time": 0.5,
+        "max_time": 0.5,
+        "guidance_min_time": 0.9,
+        "guidance_max_time": 0.1,
+        "gan_max_time": 0.7,
+    }
+    message = problems_of(tmp_path, recipe_text(objective=objective))
+    assert "bad.yaml has 3 problems:" in message
+    for line in (
+        "objective: min_time 0.5 is not below max_time 0.5",
+        "objective: guidance_min_time 0.9 is not below guidance_max_time 0.1",
+        "objective: gan_max_time 0.7 is above max_time 0.5",
+    ):
+        assert line in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rate=.inf", "training.learning_rate: input should be a finite number, got inf"),
+        ("controls.canny.ratio=.inf", "controls.0.ratio: input should be a finite number, got inf"),
+        ("training.num_steps=true", "training.num_steps: must be a number, got true"),
+        ("seed=false", "seed: must be a number, got false"),
+        ("training.ema_decay=true", "training.ema_decay: must be a number, got true"),
+        ("training.betas=[0.9, 1]", "training.betas.1: input should be less than 1, got 1"),
+    ],
+)
+def test_what_is_no_number_to_train_with_is_refused(override, message):
+    with pytest.raises(RecipeError) as refused:
+        parse_recipe(copy.deepcopy(SMALLEST), [override])
+    assert "1 problem:" in str(refused.value) and message in str(refused.value)
+
+
+def test_a_longest_warm_up_that_is_shorter_than_the_shortest_is_what_counts():
+    """Whoever sets it alone need not set the other, which is 60."""
+    recipe = parse_recipe(copy.deepcopy(SMALLEST), ["fake_score.warmup_max_steps=5"])
+    assert recipe.fake_score.warmup_min_steps > 5
+    limits = {"num_steps": recipe.fake_score.warmup_max_steps, "min_steps": recipe.fake_score.warmup_min_steps}
+    assert Stage("warm-up", None, prefix="w", until_level=True, **limits).is_over(5, [])
+
+
+@pytest.mark.parametrize("name", ["SID", " sim "])
+def test_a_score_divergence_is_found_however_it_is_typed(name):
+    recipe = parse_recipe(copy.deepcopy(SMALLEST) | {"objective": {"divergence": name}})
+    assert recipe.objective.divergence == name.strip().lower()
+
+
+def test_a_divergence_that_there_is_not_is_told_those_of_scores_too():
+    with pytest.raises(RecipeError, match="there are reverse-kl.*, sim, sid"):
+        parse_recipe(copy.deepcopy(SMALLEST), ["objective.divergence=wasserstein-1e9"])
 
 
 def test_processes_that_leave_a_critic_one_picture_each_are_refused():

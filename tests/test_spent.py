@@ -1,17 +1,26 @@
 """What runs took, in words, tables and rows; from records as runs leave them, without any training."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from jdmctl.comparison import cost as counting
 from jdmctl.comparison.cells import Cell, Entry, plan
 from jdmctl.comparison.cost import Cost
 from jdmctl.comparison.cost_tables import cost_tables
+from jdmctl.comparison.heldout import Asked
+from jdmctl.comparison.report import Arena, report
+from jdmctl.comparison.scenes import Scenes
+from jdmctl.comparison.scoring import Drawn, Scored
+from jdmctl.comparison.searches import MorePasses
 from jdmctl.comparison.spent import cost_rows, goal, in_short, ordinary, shares, total_flops
+from jdmctl.evaluation.results import Row
 from jdmctl.recipe_files import to_yaml
 
 RECIPE = """
@@ -65,6 +74,8 @@ def test_a_controlnet_that_was_trained_beside_is_counted(tmp_path, monkeypatch, 
 
 
 def test_a_controlnet_that_is_given_is_not(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
     given = [f"controls.canny.teacher_branch={tmp_path / 'mine'}"]
     begins = ["controls.canny.init=tiny/controlnet_canny"]
     cells = cells_of(tmp_path, monkeypatch, "jdm", "redistill", "dsm", redistill=given, dsm=given, jdm=begins)
@@ -109,8 +120,33 @@ def test_an_update_network_by_network(tmp_path, monkeypatch):
     head = "<th>method</th><th>student</th><th>canny energy</th><th>all else</th><th>denoiser</th><th>encoder</th>"
     assert head in html
     assert "<td>jdm</td><td>3 (3 + 1)</td><td>0.99</td><td>0.01</td><td></td><td></td>" in html
-    assert "<td>dsm</td><td></td><td></td><td></td><td>1 (1 + 1)</td><td>0 (1 + 0)</td>" in html
+    assert "<td>ControlNet plugged in</td><td></td><td></td><td></td><td>1 (1 + 1)</td><td>0 (1 + 0)</td>" in html
     assert "minutes to canny f1 0.784" in html and "<td>0.4</td>" in html  # TFLOP: 100 updates of 4 GFLOP
+
+
+def test_a_report_has_one_name_for_a_run_and_that_of_the_headline(tmp_path, monkeypatch):
+    """A control's headline need not be its first score; a method has one colour, a run the name of its rows."""
+    monkeypatch.setattr("jdmctl.comparison.page._pictures", lambda *_: "")
+    cells = cells_of(tmp_path, monkeypatch, "jdm", "dsm")
+    for cell, score in zip(cells.values(), (0.8, 0.7), strict=True):
+        trained(cell, 4, score)
+    control: Any = SimpleNamespace(headline="f1", higher_is_better=True)
+    pictures: Any = SimpleNamespace(images=torch.zeros(8, 3, 4, 4))
+    judge: Any = SimpleNamespace(name="a judge")
+    scenes = Scenes("tiny", pictures, 8, {"canny": control}, {}, judge, torch.zeros(8, 2), None)
+    drawn = [Drawn(cell.called, 1, (0,), (), 4.0) for cell in cells.values()]
+    rows = [
+        Row("tiny", "canny", one.method, 1, metric, 0.5, 0.4, 0.6, [0], 8, "")
+        for one in drawn
+        for metric in ("canny precision", "canny f1", "frechet")
+    ]
+    monkeypatch.setattr("jdmctl.comparison.report.score", lambda *_: Scored(scenes, drawn, rows, {}))
+    made = report(Arena("quick", tmp_path, tuple(cells.values())), Asked(), MorePasses(), "", print)
+    assert "minutes to canny f1 0.784" in {row.metric for row in made.spent}
+    html = made.file.read_text()
+    assert "minutes to canny f1 0.784" in html and "canny f1 (val)" in html and "canny precision (val)" not in html
+    assert "<td>ControlNet plugged in (dsm-0)</td><td>done</td>" in html and ">dsm" not in html
+    assert len(set(re.findall(r'fill="(#\w+)">ControlNet plugged in', html))) == 1
 
 
 def test_without_any_validation_there_is_no_goal(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +25,7 @@ from jdmctl.cli.options import (
     require_world,
 )
 from jdmctl.cli.output import Output, mode
+from jdmctl.cli.planned import show
 from jdmctl.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -39,9 +42,9 @@ def compare(
         typer.Option(
             metavar="METHOD[@VARIANT][:SEEDS]",
             help="jdm, nct, dsm, dmd-control, implicit, redistill; for rewards jdm, reward-only, reward-l2, "
-            "diff-instruct++; may be repeated.",
+            "diff-instruct++; may be repeated; default jdm and dsm, for rewards without controls jdm and reward-only.",
         ),
-    ] = ["jdm", "dsm"],  # noqa: B006
+    ] = [],  # noqa: B006
     overrides: Annotated[
         list[str],
         typer.Option("--set", metavar="[METHOD[@VARIANT]:]KEY=VALUE", help="Change every recipe, or one method's."),
@@ -86,7 +89,7 @@ def compare(
         require_world(split, data)
         require_data(data, reference, features)
         common, of_method = _split(overrides)
-        entries = _entries(method, of_method)
+        entries = _entries(method or _usual(recipes), of_method)
         from jdmctl.comparison.searches import MorePasses
 
         more = MorePasses(
@@ -96,11 +99,22 @@ def compare(
         arenas = _arenas(recipes, common, entries, output)
         if more.best_of or more.refine_steps:
             _require_rewards(arenas)
-        _show(arenas, out)
+        show(arenas, out)
         if not dry_run:
             asked = Asked(data, reference, features, split, num, find_device(device or "cpu"))
             require_place(results)
+            _require_same_setup(results, arenas, asked, more)
             _run(arenas, budget_minutes, device, asked, more, results, out)
+
+
+def _usual(recipes: list[str]) -> list[str]:
+    """The methods that are compared if none is named: those of controls, unless no recipe has any."""
+    from jdmctl.recipe_files import load_recipe
+
+    loaded = [load_recipe(recipe) for recipe in recipes]
+    if any(recipe.controls for recipe in loaded):
+        return ["jdm", "dsm"]
+    return ["jdm", "reward-only"] if any(recipe.rewards for recipe in loaded) else ["jdm"]
 
 
 def _entries(methods: list[str], changes: dict[str, list[str]]) -> list[Entry]:
@@ -166,30 +180,19 @@ def _require_rewards(arenas: list[Arena]) -> None:
         )
 
 
-def _show(arenas: list[Arena], out: Output) -> None:
-    """What there is, and what the rest will take: counted operations at the speed of the cells that are done."""
-    from jdmctl.comparison.estimate import estimate
-    from jdmctl.comparison.spent import shares
+def _require_same_setup(results: Path | None, arenas: list[Arena], asked: Asked, more: MorePasses) -> None:
+    """Raises BadInputError if rows could not go into a file, as far as is known before anything is trained."""
+    from jdmctl.comparison.scoring import methods
+    from jdmctl.evaluation.results import require_same_setup
 
-    out.note("counting what each method's updates cost")
-    rows = []
-    for arena in arenas:
-        costs = estimate(arena.cells)
-        for cell in arena.cells:
-            found = costs[cell.name]
-            rows.append(
-                {
-                    "recipe": arena.recipe,
-                    "cell": cell.name,
-                    "state": cell.state,
-                    "updates": cell.recipe.training.num_steps,
-                    "TFLOP": "" if found.flops is None else f"{found.flops / 1e12:.0f}",
-                    "minutes so far": f"{found.seconds_so_far / 60:.1f}",
-                    "minutes to go": "?" if found.seconds_left is None else f"{found.seconds_left / 60:.0f}",
-                    "GFLOP of an update": shares(found.cost) if found.cost else "",
-                }
-            )
-    out.table(rows, list(rows[0]))
+    if not results:
+        return
+    made = {
+        (asked.name, "+".join(control.name for control in arena.cells[0].recipe.controls), method)
+        for arena in arenas
+        for method in methods(arena.cells, more)
+    }
+    require_same_setup(results, made, asked.number, asked.device)
 
 
 def _run(
@@ -245,7 +248,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 
 def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Overrides for all, and by method."""
+    """Overrides for all, and by method. Raises BadInputError for those of a method that there is not."""
     from jdmctl.comparison.cells import COMPARED
 
     common: list[str] = []
@@ -254,6 +257,13 @@ def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
         head, colon, rest = text.partition(":")
         if colon and head.partition("@")[0] in COMPARED:
             of_method.setdefault(head, []).append(rest)
+        elif colon and re.fullmatch(r"[\w+-]+(@[\w.-]+)?", head):  # no KEY=VALUE begins so
+            method = head.partition("@")[0]
+            close = difflib.get_close_matches(method, COMPARED, n=1)
+            raise BadInputError(
+                f"--set {text}: no method named '{method}'" + (f", did you mean '{close[0]}'?" if close else ""),
+                hint=f"there are {', '.join(COMPARED)}",
+            )
         else:
             common.append(text)
     return common, of_method

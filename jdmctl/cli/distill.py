@@ -87,7 +87,7 @@ def divergences(as_json: JsonOption = False) -> None:
     import torch
 
     from jdmctl.objectives.divergence import aliases, divergence_names, load_divergence
-    from jdmctl.recipe_sections import SCORE_DIVERGENCES
+    from jdmctl.recipe_kinds import SCORE_DIVERGENCES
 
     ratios = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
     columns = ["name", "also", *(f"h({ratio:g})" for ratio in ratios)]

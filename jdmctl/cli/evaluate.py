@@ -27,6 +27,7 @@ from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError, JdmError
 
 if TYPE_CHECKING:
+    from jdmctl.comparison.contest import Entrant
     from jdmctl.comparison.heldout import Asked
     from jdmctl.evaluation.results import Row
 
@@ -89,6 +90,8 @@ def evaluate(
         method, picture = label or first.resolve().name, None
         if (first / "recipe.yaml").is_file():
             entrant = Entrant.of(targets, compose, label)
+            if results:
+                _require_same_setup(results, entrant, asked, baselines)
             rows, picture = score_runs(entrant, asked, baselines, command, out.note, pictures is not None)
         elif (first / "model_index.json").is_file():
             rows = score_pipeline(first, asked, method, command, out.note)
@@ -98,6 +101,18 @@ def evaluate(
         if pictures and picture:
             with writing(pictures):
                 picture.save(pictures)
+
+
+def _require_same_setup(results: Path, entrant: Entrant, asked: Asked, baselines: bool) -> None:
+    """Raises BadInputError if rows could not go into a file, as far as is known before anything is drawn."""
+    from jdmctl.comparison.contest import BASELINES
+    from jdmctl.evaluation.results import require_same_setup
+    from jdmctl.tinyworld.world import world_name
+
+    world = asked.name if asked.data else world_name(entrant.recipe.model.teacher)
+    controls = dict.fromkeys(control.name for recipe in entrant.recipes for control in recipe.controls)
+    made = {(world, "+".join(controls), method) for method in (entrant.method, *(BASELINES if baselines else ()))}
+    require_same_setup(results, made, asked.number, asked.device)
 
 
 def _require_picture(place: Path | None) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from jdmctl.build import resolve
 from jdmctl.comparison.history import History
 from jdmctl.errors import BadInputError
+from jdmctl.families.folders import read_config
 from jdmctl.recipe import AWARE_TEACHERS, METHODS, Recipe
 from jdmctl.recipe_files import load_recipe
-from jdmctl.recipe_sections import DEFAULT_DIVERGENCE
+from jdmctl.recipe_kinds import DEFAULT_DIVERGENCE
 from jdmctl.training.run import RECIPE_FILE
 
 # How else a reward is pursued: without fidelity, by the objective of ReFL and DRaFT at one step; with weights held by
@@ -76,7 +77,15 @@ class Cell:
         return PLUGGED + self.label.removeprefix("dsm") if self.recipe.method == "dsm" else self.label
 
     @property
+    def told(self) -> str:
+        """Its name, after what rows call it where that is something else: `ControlNet plugged in (dsm-0)`."""
+        return self.name if self.called == self.label else f"{self.called} ({self.name})"
+
+    @property
     def is_done(self) -> bool:
+        """Whether all is there that its training leaves; what is given needs none."""
+        if self.is_given:
+            return True
         own = self.recipe.student_folder
         left = [*self.branches().values(), *([self.folder / own] if own else [])]
         return all(folder.is_dir() for folder in left)
@@ -91,7 +100,7 @@ class Cell:
         return "given" if self.is_given else "done" if self.is_done else "missing"
 
     def branches(self) -> dict[str, Path]:
-        """Control -> the ControlNet that it leaves, or that is given."""
+        """Control -> the ControlNet that it leaves, or that is given: a folder, or a hub name."""
         if self.is_given:
             return {
                 control.name: Path(resolve(control.teacher_branch, f"controlnet_{control.name}"))
@@ -117,6 +126,7 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
 
     Raises:
         BadInputError: such a method is there, and neither `dsm` nor a ControlNet in the recipe.
+        MissingWeightsError: a ControlNet that is given is not there.
         RecipeError: a recipe is not valid.
     """
     common = load_recipe(recipe, overrides)
@@ -139,13 +149,26 @@ def plan(recipe: str, overrides: Sequence[str], entries: Sequence[Entry], folder
                     f"{entry.method} needs an ordinary ControlNet",
                     hint=f"add --method dsm, or --set {entry.method}:{min(missing)}=FOLDER",
                 )
-            own += [f"{key}={ordinary.branches()[name].resolve()}" for key, name in missing.items() if ordinary]
+            own += [f"{key}={_from_anywhere(ordinary, name)}" for key, name in missing.items() if ordinary]
         for number in range(entry.num_seeds):
             changes = [*overrides, *own, f"seed={common.seed + number}", *entry.changes]
             cells.append(Cell(entry.label, number, load_recipe(recipe, changes), folder / f"{entry.label}-{number}"))
             if entry.method == "dsm":
                 ordinary = ordinary or cells[-1]
+    _require_given(cells)
     return sorted(cells, key=lambda cell: cell.number)  # stable: methods stay in order
+
+
+def _from_anywhere(ordinary: Cell, name: str) -> str:
+    """The whole path of its ControlNet; of one that is given by its name on the hub, that."""
+    branch = ordinary.branches()[name]
+    return str(branch if ordinary.is_given and not branch.exists() else branch.resolve())
+
+
+def _require_given(cells: Sequence[Cell]) -> None:
+    """Raises MissingWeightsError for a given ControlNet that is not there: told before anything is trained."""
+    for folder in dict.fromkeys(folder for cell in cells if cell.is_given for folder in cell.branches().values()):
+        read_config(folder, None, "config.json")
 
 
 def _plain_start(common: Recipe) -> list[str]:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from jdmctl.build import build_controls, build_family, build_trained, resolve_options
 from jdmctl.build_quality import build_judging_rewards
+from jdmctl.comparison.cells import PLUGGED
 from jdmctl.comparison.heldout import Asked, HeldOut, captioned, chosen, names, partners
 from jdmctl.comparison.marks import Marks
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Scenes
@@ -33,6 +34,8 @@ from jdmctl.tinyworld.stages.autoencoder import psnr
 from jdmctl.tinyworld.world import is_of_world, world_folder, world_name
 
 TEACHER_STEPS = 25
+_IN_STEPS = f"ControlNet {TEACHER_STEPS} steps"
+BASELINES = (TRUE, ROUND_TRIP, NO_CONTROL, PLUGGED, _IN_STEPS)
 Say = Callable[[str], None]
 
 
@@ -288,10 +291,10 @@ def _baselines(scenes: Scenes, entrant: Entrant, say: Say) -> Iterator[tuple[str
     if not shipped or not model.student or model.teacher != "tiny" or not all(map(Path.exists, shipped.values())):
         return
     say("drawing the student with an ordinary ControlNet plugged in")
-    yield "ControlNet plugged in", 1, scenes.draw(build_trained(recipe, None, shipped, scenes.device), seed)
+    yield PLUGGED, 1, scenes.draw(build_trained(recipe, None, shipped, scenes.device), seed)
     scale = world_report()[f"controlnet_{next(iter(shipped))} guidance"]
     for name, folder in shipped.items():
         family.add_control_branch(name, folder, denoiser=family.teacher).eval().requires_grad_(False)
     say(f"drawing the teacher with that ControlNet, {TEACHER_STEPS} steps, guidance {scale}")
     drawing = scenes.draw(family, seed, TEACHER_STEPS, scale)
-    yield f"ControlNet {TEACHER_STEPS} steps", TEACHER_STEPS * (1 if scale == 1 else 2), drawing
+    yield _IN_STEPS, TEACHER_STEPS * (1 if scale == 1 else 2), drawing

@@ -24,7 +24,9 @@ _NOTE_OF_NETWORKS = (
 
 def cost_tables(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, higher_is_better: bool) -> str:
     """What each run took, and how soon it came to what the first one reached; and an update, network by network."""
-    return _of_runs(cells, costs, headline, higher_is_better) + (_of_networks(costs) if costs else "")
+    called = {cell.label: cell.called for cell in cells}
+    of_networks = _of_networks({called[label]: cost for label, cost in costs.items()}) if costs else ""
+    return _of_runs(cells, costs, headline, higher_is_better) + of_networks
 
 
 def _of_runs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, higher_is_better: bool) -> str:
@@ -39,7 +41,7 @@ def _of_runs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, hi
         reached = None if to_reach is None else history.seconds_to(to_reach, higher_is_better)
         whole = total_flops(cell, cost) if cost else None
         lines.append((
-            cell.name, cell.state, f"{history.seconds / 60:.1f}", "" if reached is None else f"{reached / 60:.1f}",
+            cell.told, cell.state, f"{history.seconds / 60:.1f}", "" if reached is None else f"{reached / 60:.1f}",
             f"{history.memory_bytes / 1e9:.1f}", training.num_steps, training.batch_size,
             f"{cost.flops / 1e9:.0f}" if cost else "", "" if whole is None else f"{whole / 1e12:.3g}", ordinary(cell),
         ))  # fmt: skip

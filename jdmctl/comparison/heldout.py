@@ -94,6 +94,16 @@ class Asked:
     num: int = 500
     device: str = "cpu"  # as `find_device` gives it
 
+    @property
+    def name(self) -> str:
+        """What rows call the pictures."""
+        return self.data.resolve().name if self.data else world_name()
+
+    @property
+    def number(self) -> int | None:
+        """Of pictures that are scored; None where they are the user's, and nobody has counted them yet."""
+        return None if self.data else min(self.num, len(samples(self.split)))
+
     def open(self, resolution_px: int) -> HeldOut:
         if self.data is None:
             return HeldOut.of_world(self.split, self.num, self.device)

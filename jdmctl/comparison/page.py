@@ -42,8 +42,8 @@ def page(
     methods = {one.method: one.passes for one in drawn}
     own = list(dict.fromkeys(row.metric for row in rows if " / " not in row.metric and "gap closed" not in row.metric))
     relative = list(dict.fromkeys(row.metric for row in rows if row.metric not in own))
-    headline = own[0]
-    shown = dict.fromkeys([*methods, *(cell.label for cell in cells)])
+    headline = scenes.headline
+    shown = dict.fromkeys([*methods, *(cell.called for cell in cells)])
     colors = {method: _COLORS[number % len(_COLORS)] for number, method in enumerate(shown)}
     missing = [cell.name for cell in cells if not cell.is_done]
     parts = [
@@ -106,11 +106,11 @@ def _curve(title: str, lines: Sequence[tuple[Cell, list[tuple[float, float]]]], 
     place, frame = _frame([p for _, points in lines for p in points], "minutes of training", title)
     drawn = []
     for cell, points in lines:
-        color = colors[cell.label]
+        color = colors[cell.called]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
         x, y = place(*points[-1])
         drawn.append(f'<polyline fill="none" stroke="{color}" stroke-width="2" points="{path}"/>')
-        drawn.append(f'<text x="{x + 4:.1f}" y="{y:.1f}" font-size="11" fill="{color}">{html.escape(cell.name)}</text>')
+        drawn.append(f'<text x="{x + 4:.1f}" y="{y:.1f}" font-size="11" fill="{color}">{html.escape(cell.told)}</text>')
     return frame.format("".join(drawn))
 
 

@@ -43,7 +43,7 @@ def report(arena: Arena, asked: Asked, more: MorePasses, command: str, say: Call
     scored = score(arena.cells, asked, more, command, say)
     first = [cell for cell in arena.cells if cell.is_done and cell.number == 0 and not cell.is_given]
     costs = {cell.label: cell_cost(cell) for cell in first}
-    spent = cost_rows(arena.cells, costs, scored.scenes, scored.rows[0].metric, command)
+    spent = cost_rows(arena.cells, costs, scored.scenes, scored.scenes.headline, command)
     write(arena.folder / "compare.json", [*scored.rows, *spent])
     file = arena.folder / "report.html"
     title = f"{arena.recipe}: ways to teach a one-step student"

@@ -120,9 +120,15 @@ class Scenes:
         return setup(measure, torch.device(self.device).type)
 
     @property
+    def headline(self) -> str:
+        """The metric that stands for a method: the first control's headline, or the first reward, or nearness."""
+        adherence = (f"{name} {control.headline}" for name, control in self.controls.items())
+        return next(adherence, next(iter(self.rewards), "kid"))
+
+    @property
     def is_better_higher(self) -> bool:
-        """Of the first metric: the first control's, or the first reward."""
-        return next((control.higher_is_better for control in self.controls.values()), True)
+        """Of the headline."""
+        return next((control.higher_is_better for control in self.controls.values()), bool(self.rewards))
 
     def true_images(self) -> Tensor:
         return self.pictures.image(slice(0, self.num))

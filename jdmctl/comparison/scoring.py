@@ -10,7 +10,7 @@ from jdmctl.build_quality import build_judging_rewards
 from jdmctl.comparison.cells import Cell
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Marks, Scenes
-from jdmctl.comparison.searches import MorePasses, searches
+from jdmctl.comparison.searches import BEST_OF, REFINED, MorePasses, searches
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.results import Row
 from jdmctl.recipe import Recipe
@@ -68,6 +68,18 @@ def score(cells: Sequence[Cell], asked: Asked, more: MorePasses, command: str, s
     return Scored(scenes, drawn, rows, compared)
 
 
+def methods(cells: Sequence[Cell], more: MorePasses) -> set[str]:
+    """All that rows of these cells may be of."""
+    ordinary = {cell.label for cell in cells if cell.recipe.method == "dsm"}
+    searched = {*map(BEST_OF.format, more.best_of), *map(REFINED.format, more.refine_steps)}
+    in_steps = {_in_steps(label, num_steps) for label in ordinary for num_steps in more.teacher_steps}
+    return {TRUE, ROUND_TRIP, NO_CONTROL, *searched, *in_steps, *(cell.called for cell in cells)}
+
+
+def _in_steps(label: str, num_steps: int) -> str:
+    return f"ControlNet{label.removeprefix('dsm')} {num_steps} steps"
+
+
 def _open(recipe: Recipe, asked: Asked) -> Scenes:
     base = build_family(recipe.model, asked.device)
     scenes = asked.open(base.resolution_px).scenes(build_controls(recipe, asked.device)).with_base(base)
@@ -94,7 +106,7 @@ def _draw(scenes: Scenes, cells: Sequence[Cell], more: MorePasses) -> Iterator[D
             scale = done[0].recipe.objective.guidance_scale
             images = tuple(_multistep(scenes, cell, num_steps, scale) for cell in done)
             passes = num_steps * (1 if scale == 1 else 2)
-            yield Drawn(f"ControlNet{label.removeprefix('dsm')} {num_steps} steps", passes, seeds, images, minutes)
+            yield Drawn(_in_steps(label, num_steps), passes, seeds, images, minutes)
 
 
 def _untrained(scenes: Scenes, recipe: Recipe, more: MorePasses) -> Iterator[Drawn]:

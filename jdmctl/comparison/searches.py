@@ -17,6 +17,8 @@ from jdmctl.training.draws import SampleDraws
 
 _BATCH = 50
 
+BEST_OF, REFINED = "best of {}", "noise refined, {} steps"
+
 
 @dataclass(frozen=True)
 class MorePasses:
@@ -48,9 +50,9 @@ def searches(scenes: Scenes, family: Any, recipe: Recipe, more: MorePasses) -> I
         return refine_noise(family, liking, texts, noises(part), num)
 
     for num in more.best_of:
-        yield f"best of {num}", num, _drawn(scenes, partial(chosen, num))
+        yield BEST_OF.format(num), num, _drawn(scenes, partial(chosen, num))
     for num in more.refine_steps:
-        yield f"noise refined, {num} steps", num, _drawn(scenes, partial(refined, num))
+        yield REFINED.format(num), num, _drawn(scenes, partial(refined, num))
 
 
 def _drawn(scenes: Scenes, search: Callable[[Tensor, list[str]], Tensor]) -> Drawing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -71,6 +71,24 @@ def require_place(path: Path | None) -> None:
     if path:
         read(path)
         require_writable(path)
+
+
+def require_same_setup(path: Path | None, made: Collection[tuple[str, str, str]], n: int | None, device: str) -> None:
+    """Before hours go into rows: raises BadInputError if rows that stay beside them were measured with another setup.
+
+    As far as is known then: by versions and device, and the number of pictures if that is. `made` are (world, control,
+    method) of all that will be measured, and their distance to true pictures is what every method has.
+    """
+    here, worlds = setup("", device), {world for world, _, _ in made}
+    for row in read(path) if path else []:
+        is_beside = row.metric == "frechet" and row.world in worlds and row.key[:3] not in made
+        if is_beside and not (row.setup.endswith(here) and n in (None, row.n)):
+            counted = "" if n is None else f", {n} pictures"
+            raise BadInputError(
+                f"{row.metric} of {row.method} in {path} was measured with {_measured_with(row)}, and now it would be "
+                f"with {here.removeprefix('; ')}{counted}: they cannot stand in one table",
+                hint=f"score the old one again ({row.command}), or choose another file",
+            )
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:

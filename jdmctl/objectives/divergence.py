@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,8 +112,10 @@ def aliases(name: str) -> list[str]:
     return [alias for alias, full in _ALIASES.items() if full == name]
 
 
-def load_divergence(text: str) -> Divergence:
+def load_divergence(text: str, others: Sequence[str] = ()) -> Divergence:
     """The divergence of a name such as js, forward-kl or alpha:0.5; case and _ for - do not matter.
+
+    `others` are what hints name too: names that will do where this one was given, without a weight of their own.
 
     Raises:
         JdmError: there is no such divergence, or a family came without a finite number.
@@ -123,7 +125,7 @@ def load_divergence(text: str) -> Divergence:
         return _FAMILIES[name](_number(text, name, number))
     found = _BY_NAME.get(_ALIASES.get(name, name))
     if found is None or colon:
-        raise JdmError(f"no divergence is named '{text}'", hint=_suggestion(name))
+        raise JdmError(f"no divergence is named '{text}'", hint=_suggestion(name, others))
     return found
 
 
@@ -137,7 +139,7 @@ def _number(text: str, family: str, number: str) -> float:
     return value
 
 
-def _suggestion(name: str) -> str:
-    close = difflib.get_close_matches(name, [*_BY_NAME, *_ALIASES, *_FAMILIES], n=2)
+def _suggestion(name: str, others: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, [*_BY_NAME, *_ALIASES, *_FAMILIES, *others], n=2)
     choices = " or ".join(f"'{_ALIASES.get(word, word)}'" for word in close)
-    return f"did you mean {choices}?" if close else f"there are {', '.join(divergence_names())}"
+    return f"did you mean {choices}?" if close else f"there are {', '.join([*divergence_names(), *others])}"

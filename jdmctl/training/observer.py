@@ -111,17 +111,37 @@ class Validation:
 
     def _score(self, means: Mapping[str, float]) -> float:
         """Mean over controls of +-log(headline): a fraction gained counts the same for each."""
-        logs = [
-            math.log(max(means[f"{name}_{control.headline}"], 1e-6)) * (1 if control.higher_is_better else -1)
+        ranks = [
+            _rank(means[f"{name}_{control.headline}"]) * (1 if control.higher_is_better else -1)
             for name, control in self.controls.items()
         ]
-        return sum(logs) / len(logs)
+        return sum(ranks) / len(ranks)
 
     def _score_error(self, samples: Mapping[str, Tensor]) -> float:
-        """To first order: of each log(mean) std / (mean sqrt(n)), of their mean the root of the squares' sum over K."""
-        found = [samples[f"{name}_{control.headline}"] for name, control in self.controls.items()]
-        errors = [each.std(correction=0) / each.mean().clamp_min(1e-6) / len(each) ** 0.5 for each in found]
+        """Of the controls' mean: the root of the sum of their squares, over K."""
+        errors = [
+            _error(samples[f"{name}_{control.headline}"], control.higher_is_better)
+            for name, control in self.controls.items()
+        ]
         return torch.stack(errors).norm().item() / len(errors)
+
+
+def _rank(value: float) -> float:
+    """The logarithm of what is positive; what is negative lies below all of these, as far apart as it is."""
+    return math.log(max(value, 1e-6)) + min(value, 0)
+
+
+def _error(values: Tensor, higher_is_better: bool) -> Tensor:
+    """Standard error of the rank of a mean: to first order std / (mean sqrt(n)), where no value is negative.
+
+    Elsewhere the mean may be near 0, where the logarithm is steep: how far the rank of a mean that is better by one
+    standard error is from its own.
+    """
+    mean, error = values.mean(), values.std(correction=0) / len(values) ** 0.5
+    if values.min() >= 0:
+        return values.std(correction=0) / mean.clamp_min(1e-6) / len(values) ** 0.5
+    better = mean + error if higher_is_better else mean - error
+    return torch.tensor(abs(_rank(better.item()) - _rank(mean.item())))
 
 
 @dataclass(frozen=True)
