@@ -10,7 +10,14 @@ import pytest
 from jdmctl.errors import JdmError
 from jdmctl.training.alone import alone
 
-HOLD = "from pathlib import Path; from jdmctl.training.alone import alone\nwith alone(Path({!r})): print('held', flush=True); input()"
+HOLD = """
+import sys
+from pathlib import Path
+from jdmctl.training.alone import alone
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
 KEEP = """
 import sys
 from pathlib import Path
@@ -28,7 +35,7 @@ def start(code: str, *words: str) -> subprocess.Popen:
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path):
-    holder = start(HOLD.format(str(tmp_path / "run")))
+    holder = start(HOLD, str(tmp_path / "run"))
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(JdmError, match="another jdmctl is at work in .*run"), alone(tmp_path / "run"):
         pass
