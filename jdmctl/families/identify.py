@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import init_empty_weights
 
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
 from jdmctl.families import FAMILIES
-from jdmctl.families.folders import load_component, read_config
+from jdmctl.families.folders import read_config
 from jdmctl.families.names import family_class
 from jdmctl.families.published import find_published
-from jdmctl.families.skeleton import without_weights
 from jdmctl.families.students import Student, is_called, student_at, student_of_file, students
 from jdmctl.families.tensors import PIXART, families_of, fits, text_width
 from jdmctl.weights import Header, read_header
@@ -112,10 +112,9 @@ def _backbone_shapes(found: Found) -> Mapping[str, tuple[int, ...]]:
     if found.kind not in ("pipeline", "backbone") or Path(found.source).is_file() or found.family not in FAMILIES:
         return {}
     family = family_class(found.family)
-    with without_weights():
-        backbone = load_component(
-            family.backbone_class, found.source, family.subfolder if found.kind == "pipeline" else None
-        )
+    config = read_config(found.source, family.subfolder if found.kind == "pipeline" else None, "config.json")
+    with init_empty_weights():
+        backbone = family.backbone_class.from_config(config)
     return {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
 
 
