@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,12 @@ def plan_memory(recipe: Recipe) -> MemoryPlan:
     for _ in range(_TRIES):
         try:
             with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin) as process:
-                return process.submit(_played, recipe).result()
+                try:
+                    return process.submit(_played, recipe).result()
+                except SystemExit:  # of a SIGTERM to this process alone
+                    for child in active_children():
+                        child.terminate()
+                    raise
         except BrokenProcessPool:
             continue
     raise JdmError(f"torch crashed {_TRIES} times while it played the plan", hint="the same command again")

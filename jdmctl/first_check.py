@@ -16,11 +16,12 @@ from jdmctl.errors import JdmError
 from jdmctl.evaluation.contract import better, distances, other_calls
 from jdmctl.families import FAMILIES
 from jdmctl.families.contract import call_of, require_pair
-from jdmctl.families.identify import identify
+from jdmctl.families.identify import identify, identify_pair
 from jdmctl.families.students import students, time_of
 from jdmctl.recipe_files import parse_recipe
 from jdmctl.recipe_sections import Model
 from jdmctl.sampling import grid
+from jdmctl.training.atomic import require_writable, whole_file, write_text
 from jdmctl.training.draws import SampleDraws
 from jdmctl.training.run import make_accelerator, train
 
@@ -31,6 +32,7 @@ PROMPTS = (
     "portrait of an old sailor, photograph",
 )
 TEACHER_STEPS = 20
+PICTURE = "one-step.png"
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,8 @@ class FirstCheck:
     state: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> Iterator[Check]:
+        """Raises JdmError, before anything is loaded, if the folder cannot be written to."""
+        require_writable(self.folder / PICTURE)
         for name, check in self._checks().items():
             try:
                 result = check()
@@ -90,13 +94,15 @@ class FirstCheck:
         return True, found, ""
 
     def _identity(self) -> tuple[bool, str, str]:
-        found = identify(resolve(self.student, "student"))
-        known = students().get(found.student)
-        self.teacher = self.teacher or (known.teacher if known else "")
+        student = resolve(self.student, "student")
         if not self.teacher:
-            told = f"family {' or '.join(found.families)}, no known student"
-            return False, told, "name the model that it was made from: --teacher"
-        found = require_pair(found, identify(resolve(self.teacher, "teacher")))
+            found = identify(student)
+            if not found.student:
+                told = f"family {' or '.join(found.families)}, no known student"
+                return False, told, "name the model that it was made from: --teacher"
+            self.teacher = students()[found.student].teacher
+        found = require_pair(*identify_pair(student, resolve(self.teacher, "teacher")))
+        known = students().get(found.student)
         contract = call_of(found)
         if found.family not in FAMILIES:
             return False, f"family {found.family}", "jdmctl has no adapter for it yet: jdmctl students"
@@ -119,9 +125,10 @@ class FirstCheck:
         draws = SampleDraws(0, "first check", range(len(PROMPTS)), self.state["device"])
         noise = self.state["noise"] = draws.normal("noise", family.latent_shape)
         images = family.codec.decode(family.student.generate(noise, prompt)).clamp(0, 1).cpu()
-        path = self.folder / "one-step.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid(["one step"], [(text, [image]) for text, image in zip(PROMPTS, images, strict=True)]).save(path)
+        path = self.folder / PICTURE
+        sheet = grid(["one step"], [(text, [image]) for text, image in zip(PROMPTS, images, strict=True)])
+        with whole_file(path) as partial:
+            sheet.save(partial, format="PNG")
         is_picture = bool(images.isfinite().all()) and images.std().item() > 0.02
         return is_picture, f"{path}, standard deviation {images.std():.3f}", "look at the picture and report it"
 
@@ -134,12 +141,12 @@ class FirstCheck:
         found = distances(family.student, noise, prompt, reference, other_calls(own))
         values = ", ".join(f"{time:.2f} {kind} {found[time, kind]:.2f}" for time, kind in found)
         best = better(own, found)
-        advice = best and f"its contract says {own}, what it draws says {best}: look at one-step.png and report both"
+        advice = best and f"its contract says {own}, what it draws says {best}: look at {PICTURE} and report both"
         return best is None, f"distance to the teacher's samples: {values}", advice or ""
 
     def _trains(self) -> tuple[bool, str, str]:
         prompts = self.folder / "prompts.txt"
-        prompts.write_text("\n".join(PROMPTS * 2) + "\n", encoding="utf-8")
+        write_text(prompts, "\n".join(PROMPTS * 2) + "\n")
         every = dict.fromkeys(("validate_every_steps", "preview_every_steps", "save_every_steps"), self.num_steps)
         values = {
             "name": "first-check",

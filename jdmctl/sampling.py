@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from torch import Tensor
 
 from jdmctl.errors import BadInputError, ConditionMismatchError, JdmError
+from jdmctl.training.atomic import whole_file
 from jdmctl.types import Codec, Prompt
 
 METADATA_KEY = "jdmctl"
@@ -129,20 +130,15 @@ def fingerprint(image: Tensor) -> str:
 
 
 def save_picture(picture: Image.Image, path: Path, record: Mapping[str, Any]) -> None:
-    """Write a PNG that carries `record` as JSON in a tEXt chunk named jdmctl.
+    """Write a PNG that carries `record` as JSON in a tEXt chunk named jdmctl; it appears whole or not at all.
 
     Raises:
         JdmError: it cannot be written, for instance because the disk is full.
     """
     chunk = PngImagePlugin.PngInfo()
     chunk.add_text(METADATA_KEY, json.dumps(record))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path, format="PNG", pnginfo=chunk)
-    except OSError as error:
-        raise JdmError(
-            f"could not save {path}: {error.strerror or error}", hint="make room, or choose another --output"
-        ) from error
+    with whole_file(path) as partial:
+        picture.save(partial, format="PNG", pnginfo=chunk)
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def require_safetensors(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.exists():
         raise MissingWeightsError(f"no weights at {path}", hint="check the path")
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = sorted(path.glob("[!.]*.safetensors")) if path.is_dir() else [path]
     if not files:
         _refuse_pickles(sorted(path.iterdir()))
         raise MissingWeightsError(

@@ -210,6 +210,29 @@ def test_quiet_leaves_only_results(capsys):
     assert (captured.out, captured.err) == ("x\n", "")
 
 
+SLOW = """
+import os, signal, time
+from pathlib import Path
+from jdmctl.cli import app
+from jdmctl.training.atomic import whole_folder
+
+def command():
+    with whole_folder(Path("made")):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+app.app = command
+app.main()
+"""
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(tmp_path):
+    """It leaves nothing half-written, and ends with 128 and the signal's number."""
+    done = subprocess.run([sys.executable, "-c", SLOW], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_training_s_warning_is_told_once(capsys):
     """A ratio that says little stays so for many records; one warning is enough, and --json keeps it in each record."""
     record = STEP | {"warning": "the critic tells student and teacher apart"}

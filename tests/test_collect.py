@@ -350,6 +350,15 @@ def test_clicking_writes_a_choice(served, album):
     assert shown[3] is None and "That was all of 3 pairs" in connection.predict(api_name="/show")[0]
 
 
+def test_the_page_takes_no_large_files(served):
+    """It asks for none, but its server would keep them."""
+    httpx = pytest.importorskip("httpx")
+    address, _ = served
+    for size, code in ((100, 200), (10_000, 413)):
+        sent = httpx.post(f"{address}/gradio_api/upload", files={"files": ("a.png", b"0" * size)})
+        assert sent.status_code == code, sent.text
+
+
 def test_a_plain_prompt():
     assert page._plain("a *b* <c> [d]") == "a \\*b\\* \\<c\\> \\[d\\]"
     assert Shown("p", Path("a"), Path("b")).about == ()

@@ -73,6 +73,32 @@ def test_captions_beside_pictures(tmp_path, options):
     assert [rows.repeats(i) for i in range(4)] == [3, 3, 5, 5]
 
 
+def test_what_systems_leave_in_a_folder_is_no_picture(tmp_path, options):
+    """Jupyter's copies, and what a Mac puts beside each file and into each archive."""
+    folder = write_kohya(tmp_path / "data")
+    save(folder / "3_pictures" / ".ipynb_checkpoints" / "0-checkpoint.png", png(0))
+    save(folder / "3_pictures" / "._0.png", b"Mac OS X")
+    save(folder / "__MACOSX" / "3_pictures" / "0.png", b"Mac OS X")
+    assert show(open_rows(str(folder), options)) == [*EXPECTED[:2], ("sks dog", 0.6), ("sks dog", 0.8)]
+    listed = write_videox(tmp_path / "listed")
+    save(listed / "._metadata.json", '[{"file_path": "0.png", "text": ""}]')
+    assert show(open_rows(str(listed), options)) == EXPECTED
+    only = tmp_path / "only"
+    save(only / ".ipynb_checkpoints" / "0-checkpoint.png", png(0))
+    save(only / ".ipynb_checkpoints" / "0-checkpoint.txt", "a")
+    with pytest.raises(BadInputError, match="it holds nothing"):
+        find_format(str(only))
+
+
+def test_captions_in_capitals(tmp_path, options):
+    """As old cameras and Windows programs name their files, or a part of them."""
+    for number, (grey, text) in enumerate(zip(GREYS, TEXTS, strict=True)):
+        save(tmp_path / f"{number}.{('PNG', 'png')[number % 2]}", png(grey))
+        save(tmp_path / f"{number}.{('TXT', 'CAPTION')[number // 2]}", text)
+    assert find_format(str(tmp_path)) == "kohya"
+    assert show(open_rows(str(tmp_path), options)) == EXPECTED
+
+
 def test_folders_that_are_links(tmp_path, options):
     """They are followed, but not round in circles: `5_sks dog` and all else stands elsewhere."""
     elsewhere, folder = write_kohya(tmp_path / "elsewhere"), tmp_path / "data"

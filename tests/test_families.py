@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from diffusers import ControlNetModel, ControlNetUnionModel, StableDiffusionPipeline
+from diffusers import ControlNetModel, ControlNetUnionModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 from transformers import T5Tokenizer
 
@@ -238,6 +239,16 @@ def test_a_critic_on_the_fake_score_trains_its_heads_alone(family):
     ):
         other = critic(**{"x_t": x_t, "t": t, "prompt": prompt, "controls": controls} | changed)
         assert (other - logits).abs().min() > 1e-6
+
+
+def test_weights_in_several_files_load_in_silence(tiny_folders, tmp_path, capfd):
+    unet = load_component(UNet2DConditionModel, tiny_folders[0], "unet")
+    unet.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1
+    diffusers_logging.enable_progress_bar()
+    capfd.readouterr()
+    load_component(UNet2DConditionModel, tmp_path, None)
+    assert capfd.readouterr().err == ""
 
 
 def test_a_tokenizer_that_needs_sentencepiece_says_what_to_install(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The first check of a student, on the embedded world that comes with jdmctl."""
 
+import contextlib
 import json
 from itertools import islice
 
@@ -97,6 +98,29 @@ def test_doctor_does_not_say_that_it_can_go_on(tmp_path):
     with pytest.raises(JdmError, match="is already there") as caught:
         doctor(student="tiny", output=tmp_path, device="cpu")
     assert caught.value.hint == "choose another --output"
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_anything_is_loaded(tmp_path):
+    (tmp_path / "file").touch()
+    check = FirstCheck("tiny", "tiny", "cpu", tmp_path / "file" / "check")
+    with pytest.raises(JdmError, match="could not save .*one-step.png"):
+        next(check.run())
+    assert not check.state
+
+
+def test_doctor_names_what_there_is(tmp_path, monkeypatch, capsys):
+    """Nothing, where no picture was drawn yet."""
+    for ok in (False, True):
+
+        def drawn(check, ok=ok):
+            if ok:
+                (check.folder / "one-step.png").touch()
+            return ok, "", ""
+
+        monkeypatch.setattr(FirstCheck, "_checks", lambda check, one=drawn: {"draws": lambda: one(check)})
+        with contextlib.suppress(JdmError):
+            doctor(student="tiny", output=tmp_path / str(ok), device="cpu")
+        assert (f"in {tmp_path / str(ok)}: one-step.png" in capsys.readouterr().err) == ok
 
 
 def test_doctor_stops_at_the_first_check_that_fails(tmp_path, capsys):

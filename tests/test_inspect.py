@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from jdmctl.cli.inspect import inspect
 from jdmctl.errors import BadInputError, MissingWeightsError
@@ -13,6 +13,7 @@ from jdmctl.families.contract import call_of, require_pair
 from jdmctl.families.folders import require_pipeline
 from jdmctl.families.identify import family_of, identify, known_student
 from jdmctl.families.students import students
+from jdmctl.first_check import FirstCheck
 
 SD2 = {"cross_attention_dim": 1024, "sample_size": 64, "in_channels": 4}
 TABLE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -190,6 +191,35 @@ def test_a_teacher_tells_which_of_several_families(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["families"] == ["sana"]
     with pytest.raises(BadInputError, match="families are pixart_alpha or pixart_sigma or sana and flux"):
         inspect(str(lora), teacher=str(flux))
+
+
+@pytest.mark.parametrize("name", ["unet.safetensors", "lora/kohya.safetensors", "lora/peft.safetensors"])
+def test_a_file_of_no_published_size_is_of_the_teachers_family_if_it_fits(tmp_path, tiny_folders, capsys, name):
+    """A UNet's weights alone, and LoRA for its layers; of another width they are not, nor where no teacher is named."""
+    teacher, student = tiny_folders
+    weights = load_file(student / "unet" / "diffusion_pytorch_model.safetensors")
+    layer = next(name for name in weights if name.endswith("attn2.to_k.weight")).removesuffix(".weight")
+    given, taken = weights[f"{layer}.weight"].shape
+    if name.endswith("kohya.safetensors"):
+        layer = f"lora_unet_{layer.replace('.', '_')}"
+        weights = {f"{layer}.lora_down.weight": torch.zeros(2, taken), f"{layer}.lora_up.weight": torch.zeros(given, 2)}
+        weights[f"{layer}.alpha"] = torch.tensor(2.0)
+    if name.endswith("peft.safetensors"):
+        weights = {f"unet.{layer}.lora_A.weight": torch.zeros(2, taken)}
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    save_file(weights, file)
+    inspect(str(file), teacher=str(teacher), as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    kind = "lora" if "lora" in name else "backbone"
+    assert (record["family"], record["kind"]) == ("stable_diffusion", kind) and "it fits" in record["family_evidence"]
+    assert FirstCheck(str(file), str(teacher), "cpu", tmp_path)._identity()[0]
+    inspect(str(file.parent) if kind == "lora" else str(file), teacher=str(teacher))  # as a folder that holds it alone
+    wide = next(name for name in weights if name.endswith(("to_k.weight", "lora_down.weight", "lora_A.weight")))
+    save_file(weights | {wide: torch.zeros(2, 7)}, file)
+    for named in ({"teacher": str(teacher)}, {}):
+        with pytest.raises(BadInputError, match="of no family that is known here"):
+            inspect(str(file), **named)
 
 
 def test_a_known_name_tells_where_tensors_do_not(tmp_path):

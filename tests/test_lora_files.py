@@ -16,7 +16,9 @@ from tiny_pipelines import FAMILIES
 from tiny_transformers import TRANSFORMERS
 
 from jdmctl.errors import BadInputError
+from jdmctl.families.lora_files import put_lora_file
 from jdmctl.families.names import family_class
+from jdmctl.families.stable_diffusion import StableDiffusion
 
 RANK, ALPHA = 2, 8.0
 NAME = "pytorch_lora_weights.safetensors"
@@ -92,6 +94,20 @@ def test_a_lora_is_as_strong_as_its_file_says(tiny, kind, folder, tmp_path, laye
     other.load_student_lora(file.parent)
     kind.merge_lora(other.student.backbone)
     assert differs(other.student.backbone.state_dict(), expected) < 1e-5
+
+
+@pytest.mark.parametrize("told", ["[1]", "1", "null", "{", "[" * 100_000])
+def test_metadata_that_is_none_is_told(tiny_folders, tmp_path, told):
+    file, backbone = tmp_path / NAME, StableDiffusion.load_backbone(tiny_folders[1])
+    name, layer = next((name, layer) for name, layer in backbone.named_modules() if name.endswith("to_q"))
+    matrices = {"A": torch.zeros(RANK, layer.in_features), "B": torch.zeros(layer.out_features, RANK)}
+    given = {f"unet.{name}.lora_{side}.weight": value for side, value in matrices.items()}
+    save_file(given, file, metadata={"lora_adapter_metadata": "{}"})
+    put_lora_file(StableDiffusion, file, backbone, "student")
+    save_file(given, file, metadata={"lora_adapter_metadata": told})
+    with pytest.raises(BadInputError, match="lora_adapter_metadata in its header is no json object") as caught:
+        put_lora_file(StableDiffusion, file, StableDiffusion.load_backbone(tiny_folders[1]), "student")
+    assert "save it again" in caught.value.hint
 
 
 def test_that_strength_is_diffusers_own(tiny, kind, folder, tmp_path, layers):

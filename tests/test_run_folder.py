@@ -12,7 +12,7 @@ from torch import nn
 from toy_training import ToyBatches, ToyStep, settings, stages
 
 from jdmctl.comparison.history import History
-from jdmctl.errors import JdmError, MissingWeightsError
+from jdmctl.errors import JdmError, MissingWeightsError, RecipeError
 from jdmctl.export.card import measured_in_training
 from jdmctl.training.curve import read_curves
 from jdmctl.training.records import add_record, read_records
@@ -44,6 +44,15 @@ def test_a_refused_resume_leaves_the_run_its_recipe(tmp_path):
     assert (tmp_path / "recipe.yaml").read_text() == "name: toy\n"
     run(tmp_path, ToyStep(), "name: longer\n", resume=True, num_steps=30)
     assert (tmp_path / "recipe.yaml").read_text() == "name: longer\n"
+
+
+def test_a_run_is_not_resumed_to_end_before_its_checkpoint(tmp_path):
+    """Its recipe, and its weights' metadata, would name fewer steps than the weights have had."""
+    run(tmp_path, ToyStep())
+    with pytest.raises(RecipeError, match="step-000020 is of training step 20, and .* ends it after 19") as caught:
+        run(tmp_path, ToyStep(), "name: shorter\n", resume=True, num_steps=19)
+    assert "20 steps of it or more" in caught.value.hint
+    assert (tmp_path / "recipe.yaml").read_text() == "name: toy\n"
 
 
 def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(tmp_path):

@@ -119,6 +119,33 @@ def test_record_survives_in_the_file(tmp_path):
         save_picture(to_picture(image), path / "below-a-file.png", record)
 
 
+def test_a_picture_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
+    """When its writing is cut off as by a kill, and when the disk is full; the one before stays."""
+    resource = pytest.importorskip("resource")
+    image = to_picture(torch.rand(3, 256, 256))
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "old.png", {})
+    before = (tmp_path / "old.png").read_bytes()
+
+    def cut_off(picture, file, **options):
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "save", cut_off)
+        for name in ("old", "new"):
+            with pytest.raises(KeyboardInterrupt):
+                save_picture(image, tmp_path / f"{name}.png", {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 15, hard))
+    try:
+        with pytest.raises(JdmError, match="disk is full: could not save .*old.png"):
+            save_picture(image, tmp_path / "old.png", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["old.png"]
+    assert (tmp_path / "old.png").read_bytes() == before
+
+
 def test_fingerprint_is_of_the_saved_pixels():
     """sha256 of twelve zero bytes; what rounds to the same 8 bits has the same fingerprint."""
     zero = "15ec7bf0b50732b49f8228e07d24365338f9e3ab994b00af08e5a3bffe55fd8b"
@@ -224,6 +251,39 @@ def test_a_grid_has_no_more_rows_than_can_be_looked_at(jdmctl_command, in_tiny_w
     assert code == 0 and "the grid shows the first 2 of 3 pictures" in err
     assert [one["seed"] for one in read_record(Path("many/grid.png"))["pictures"]] == [0, 1]
     assert len(list(Path("many").glob("*-seed*.png"))) == 3
+
+
+def test_a_folder_takes_the_pictures_of_one_call(jdmctl_command, in_tiny_world):
+    """It may be made again, or finished; another prompt, seed or number of pictures belongs elsewhere."""
+    Path("kept").mkdir()
+    Path("kept/mine.txt").touch()
+    call = ("sample", "--student", "tiny", "--num", 2, "--output", "kept", "--prompt")
+    code, _, err = jdmctl_command(*call, "a red box")
+    assert code == 0, err
+    Path("kept/001-seed1.png").unlink()
+    before = {path: path.read_bytes() for path in Path("kept").glob("*.png")}
+    for words in ((*call, "a blue box"), (*call, "a red box", "--seed", 1)):
+        code, out, err = jdmctl_command(*words)
+        assert code == 1 and "kept holds pictures of another call, such as 000-seed0.png" in err and not out
+        assert "hint: choose another --output" in err
+    assert {path: path.read_bytes() for path in Path("kept").glob("*.png")} == before
+    code, _, err = jdmctl_command(*call, "a red box")
+    assert code == 0 and Path("kept/001-seed1.png").is_file(), err
+
+
+def test_what_is_cut_off_a_prompt_is_told_once(jdmctl_command, in_tiny_world):
+    call = ("sample", "--student", "tiny", "--num", 2, "--prompt", "a red cone", "--prompt")
+    code, _, err = jdmctl_command(*call, "red cone " * 100 + "on a blue floor")
+    assert code == 0, err
+    (told,) = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert told.startswith("warning: red cone red") and told.endswith("red cone on a blue floor")
+    assert told.partition(" read: ")[2].count("cone") < 100
+
+
+def test_every_seed_is_one_that_may_be_asked_for(jdmctl_command):
+    code, _, err = jdmctl_command("sample", "--student", "tiny", "--seed", 2**63 - 1, "--num", 2)
+    assert code == 1 and "there are no 2 seeds from 9223372036854775807 on" in err
+    assert "--seed 9223372036854775806 at most" in err
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from transformers import AutoModelForDepthEstimation, AutoModelForImageClassification
 
 from jdmctl.comparison.contest import world_rows
@@ -17,7 +19,7 @@ from jdmctl.comparison.heldout import Asked
 from jdmctl.errors import BadInputError, JdmError
 from jdmctl.tinyworld import models
 from jdmctl.tinyworld.fit import FitSettings, fit
-from jdmctl.tinyworld.make import build_world
+from jdmctl.tinyworld.make import build_world, pack
 from jdmctl.tinyworld.source import FEWEST, _split_of, captioned_folder, require_enough, scenes
 from jdmctl.tinyworld.stages import scorers
 from jdmctl.tinyworld.workshop import Workshop
@@ -183,6 +185,49 @@ def test_a_resumed_fit_repeats_an_uninterrupted_one(tmp_path):
 
         fit(module, loss, FitSettings(num_steps, 0.1, "constant"), tmp_path / f"{state}.safetensors")
     assert all(value.equal(resumed.state_dict()[name]) for name, value in once.state_dict().items())
+
+
+def test_a_full_disk_is_told_and_leaves_the_state_before(tmp_path, monkeypatch):
+    """Of a stage that trains, and of the world at the end; the same command goes on then."""
+    module, state = torch.nn.Linear(3, 2), tmp_path / "states" / "toy.safetensors"
+
+    def loss(generator):
+        return module(torch.randn(5, 3, generator=generator)).square().mean()
+
+    def full(*args, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    fit(module, loss, FitSettings(2, 0.1, "constant"), state)
+    before = state.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(JdmError, match="disk is full: could not save .*toy.safetens"):
+        patch.setattr("jdmctl.tinyworld.fit.save_file", full)
+        fit(module, loss, FitSettings(4, 0.1, "constant"), state)
+    assert state.read_bytes() == before and [path.name for path in state.parent.iterdir()] == ["toy.safetensors"]
+
+    (tmp_path / "folders" / "vae").mkdir(parents=True)
+    save_file({"a": torch.zeros(1)}, tmp_path / "folders" / "model.safetensors")
+    monkeypatch.setattr("jdmctl.tinyworld.make.save_file", full)
+    with pytest.raises(JdmError, match="disk is full: could not save .*world"):
+        pack(tmp_path / "folders", tmp_path / "world")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folders", "states"]
+
+
+@pytest.mark.parametrize("name", ["teacher.done", "report.json"])
+def test_a_full_disk_between_stages_is_told(tmp_path, monkeypatch, quick_stages, name):
+    write, touch = Path.write_text, Path.touch
+
+    def unless_full(done):
+        def called(path, *args, **options):
+            if name in path.name:
+                raise OSError(28, "No space left on device")
+            return done(path, *args, **options)
+
+        return called
+
+    monkeypatch.setattr(Path, "write_text", unless_full(write))
+    monkeypatch.setattr(Path, "touch", unless_full(touch))
+    with pytest.raises(JdmError, match=f"disk is full: could not save .*{name}"):
+        build_world(rendered, tmp_path / "world", 0.5)
 
 
 def test_a_network_that_was_half_saved_is_saved_again(tmp_path):

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -79,10 +83,26 @@ app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends a command as Ctrl-C does: what is half-written is removed. What follows it is ignored."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main() -> None:
     """Run the command; a user's mistake becomes one sentence and a hint, a bug keeps its traceback."""
     try:
-        app()
+        with _ended_by_sigterm():
+            app()
     except JdmError as error:
         if os.environ.get("JDMCTL_DEBUG") == "1":
             raise

@@ -52,7 +52,8 @@ def _first_check(student: str, teacher: str, folder: Path, device: str, as_json:
         mark = "✓" if check.ok else "✗"
         text = f"{mark} {check.name}: {check.found}" + (f"\n  do: {check.do}" if check.do else "")
         out.result({"check": check.name, "ok": check.ok, "found": check.found, "do": check.do}, text)
-    out.note(f"pictures and a short run are in {folder}")
+    if left := sorted(path.name for path in folder.iterdir()):
+        out.note(f"in {folder}: {', '.join(left)}")
     if not check.ok:
         raise JdmError(f"{student} did not pass: {check.name}", hint=check.do or "report the lines above")
 

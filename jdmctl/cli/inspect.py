@@ -22,14 +22,15 @@ def inspect(
     from jdmctl.build import resolve
     from jdmctl.families import FAMILIES
     from jdmctl.families.contract import call_of, require_pair
-    from jdmctl.families.identify import identify
+    from jdmctl.families.identify import identify, identify_pair
     from jdmctl.families.students import students
     from jdmctl.tinyworld.world import is_of_world
 
-    found = identify(resolve(model, "student"))
+    source = resolve(model, "student")
+    found, goal = identify_pair(source, resolve(teacher, "teacher")) if teacher else (identify(source), None)
     contract = call_of(found)
-    if teacher:
-        found = require_pair(found, identify(resolve(teacher, "teacher")))
+    if goal:
+        found = require_pair(found, goal)
     known = students().get(found.student)
     adapter = "" if found.family in FAMILIES else ", for which jdmctl has no adapter yet"
     record = {

@@ -72,6 +72,15 @@ ResultsOption = Annotated[
 DEFAULT_FEATURES = "openai/clip-vit-base-patch32"
 
 
+def require_seeds(first: int, num: int) -> None:
+    """Raises BadInputError if the last of so many seeds in a row is none."""
+    if first + num - 1 > MAX_SEED:
+        raise BadInputError(
+            f"there are no {num} seeds from {first} on: the largest is {MAX_SEED}",
+            hint=f"--seed {max(0, MAX_SEED - num + 1)} at most",
+        )
+
+
 def require_world(split: str, *folders: Path | None) -> None:
     """Raises BadInputError for a split of the embedded world beside folders of the user's."""
     if split != "test" and any(folders):

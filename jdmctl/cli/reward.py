@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jdmctl.cli.options import MAX_SEED, DeviceOption, JsonOption, QuietOption
+from jdmctl.cli.options import MAX_SEED, DeviceOption, JsonOption, QuietOption, require_seeds
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError, JdmError
 
@@ -110,6 +110,7 @@ def collect(
     """
     from jdmctl.feedback.page import require_ready, serve
 
+    require_seeds(seed, 2 * num)
     require_ready(port)
     out = Output()
     pictures, session = open_session(source, output, prompts, num, seed, student_time, device)

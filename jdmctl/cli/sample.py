@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jdmctl.cli.options import MAX_SEED, DeviceOption, JsonOption, QuietOption
+from jdmctl.cli.options import MAX_SEED, DeviceOption, JsonOption, QuietOption, require_seeds
 from jdmctl.cli.output import Output, mode
 from jdmctl.errors import BadInputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from jdmctl.cli.studio import Request, Studio
 
 _PREVIEW_SAMPLES = 4
@@ -68,6 +66,8 @@ def sample(
     scales may be repeated; each prompt is drawn with each seed, all obeying the same conditions. Each picture is saved
     as soon as it is drawn.
     """
+    for first in seed:
+        require_seeds(first, num)
     photos, maps = _pairs(control, "--control"), _pairs(condition, "--condition")
     if twice := sorted(photos.keys() & maps.keys()):
         raise BadInputError(f"there are two conditions for {twice[0]}", hint="give --control or --condition, not both")
@@ -84,6 +84,9 @@ def sample(
             requests = studio.asked(prompt or [""], photos, maps)
             for name in studio.branches.keys() - photos.keys() - maps.keys():
                 out.warning(f"{name} has no condition and does nothing; give it one: --control {name}=PHOTO")
+        for text in dict.fromkeys(request.prompt for request in requests):
+            if lost := studio.family.cut_off(text):
+                out.warning(f"{text[:40]}...: too long for the text encoder, which does not read: {lost}")
         folder = output or _new_folder(Path(runs[0] if runs else "", "samples"))
         wanted = [(request, first + i) for request in requests for first in seed for i in range(num)]
         for record in draw_and_save(studio, wanted, scales, folder, device):
@@ -101,6 +104,8 @@ def draw_and_save(
 
     Conditions are rounded to 8 bits first: what is saved is then exactly what was obeyed. Pictures are drawn one by
     one, since the last bit of a picture can change with the rest of its batch. The grid comes with its last row.
+
+    Raises BadInputError if the folder holds pictures of another call.
     """
     from jdmctl import sampling
     from jdmctl.cli.studio import require_known
@@ -109,34 +114,53 @@ def draw_and_save(
     names = list(wanted[0][0].conditions)
     around = [f"{n} asked" for n in names], [f"{n} found" for n in names]
     columns = [*around[0], "no control", "output", *around[1]] if names else ["output"]
-    records, rows = [], []
-    for i, (request, seed) in enumerate(wanted):
+    records = [_record(studio, request, seed, scales, folder, device) for request, seed in wanted]
+    for i, (record, (_, seed)) in enumerate(zip(records, wanted, strict=True)):
+        record["file"] = str(folder / f"{i:03d}-seed{seed}.png")
+    _require_own(folder, records)
+    rows = []
+    for i, (record, (request, seed)) in enumerate(zip(records, wanted, strict=True)):
         asked = {name: sampling.eight_bit(condition)[None] for name, condition in request.conditions.items()}
         image = sampling.draw(studio.family, [request.prompt], [seed], asked, scales)  # [1, 3, H, W]
-        record = _record(studio, request.prompt, seed, {n: asked[n][0] for n in names}, scales, folder, device)
         record["adherence"] = {}
         shown = image.to(studio.device)
         for name in names:
             judge = studio.controls[name]
             score = judge.scores(shown, asked[name].to(studio.device))[judge.headline].item()
             record["adherence"][f"{name} {judge.headline}"] = score
-        record["file"] = str(folder / f"{i:03d}-seed{seed}.png")
+            obeyed = record["controls"][name]
+            told = {"control": name, "sha256": obeyed["condition_sha256"]}
+            sampling.save_picture(sampling.to_picture(asked[name][0]), Path(obeyed["condition"]), told)
         sampling.save_picture(sampling.to_picture(image[0]), Path(record["file"]), record)
         if i < _GRID_ROWS:
             alone = [sampling.draw(studio.family, [request.prompt], [seed])] if names else []
             found = [studio.controls[name].condition(shown).cpu() for name in names]
             rows.append((_caption(record), [cell[0] for cell in (*asked.values(), *alone, image, *found)]))
-            records.append(record)
         if i + 1 == min(len(wanted), _GRID_ROWS):
-            sampling.save_picture(sampling.grid(columns, rows), folder / "grid.png", {"pictures": records})
+            sampling.save_picture(sampling.grid(columns, rows), folder / "grid.png", {"pictures": records[: i + 1]})
         yield record
+
+
+def _require_own(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Raises BadInputError unless all pictures in `folder` are some of these, by the commands that draw them again."""
+    from jdmctl.sampling import read_record
+
+    wanted = {record["file"]: record["command"] for record in records}
+    for path in sorted(folder.glob("[0-9]*-seed*.png")):
+        try:
+            command = read_record(path)["command"]
+        except (BadInputError, OSError, ValueError, KeyError, TypeError):
+            command = ""
+        if command != wanted.get(str(path)):
+            raise BadInputError(
+                f"{folder} holds pictures of another call, such as {path.name}", hint="choose another --output"
+            )
 
 
 def _record(
     studio: Studio,
-    prompt: str,
+    request: Request,
     seed: int,
-    conditions: Mapping[str, Tensor],
     scales: Mapping[str, float],
     folder: Path,
     device: str,
@@ -157,12 +181,11 @@ def _record(
     command += ["--student-prediction", model.student_prediction] if model.student_prediction else []
     command += ["--resolution-px", str(model.resolution_px)] if model.resolution_px else []
     command += ["--student-lora", _from_anywhere(studio.student_lora)] if studio.student_lora else []
-    command += ["--prompt", prompt, "--seed", str(seed), *(["--device", device] if device else [])]
+    command += ["--prompt", request.prompt, "--seed", str(seed), *(["--device", device] if device else [])]
     controls: dict[str, Any] = {}
-    for name, condition in conditions.items():
+    for name, condition in request.conditions.items():
         digest, branch, options = sampling.fingerprint(condition), studio.branches[name], studio.options.get(name, {})
         path = folder / "conditions" / f"{name}-{digest[:12]}.png"
-        sampling.save_picture(sampling.to_picture(condition), path, {"control": name, "sha256": digest})
         controls[name] = {
             "controlnet": str(branch),
             "controlnet_sha256": studio.branch_hashes[name],
@@ -178,7 +201,7 @@ def _record(
             command += ["--option", f"{name}.{key}={_written(given)}"]
     return {
         "jdmctl": __version__,
-        "prompt": prompt,
+        "prompt": request.prompt,
         "seed": seed,
         "student": model.student,
         "teacher": model.teacher,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jdmctl.comparison.scenes import Judge, Scenes
 from jdmctl.controls.base import Control
+from jdmctl.data.folders import files_below
 from jdmctl.data.formats import is_known, open_rows
 from jdmctl.data.options import ReadOptions
 from jdmctl.data.pictures import SUFFIXES, size_of
@@ -148,7 +149,7 @@ def partners(those: Sequence[str], others: Sequence[str]) -> list[int]:
 
 
 def _rows(place: Path) -> Rows:
-    files = sorted((file for file in place.rglob("*") if file.suffix.lower() in SUFFIXES), key=_by_numbers)
+    files = sorted((file for file in files_below(place) if file.suffix.lower() in SUFFIXES), key=_by_numbers)
     if files and not is_known(str(place)):
         drawn = [file for file in files if not _tells_of_drawn(file)]
         return ListedRows(place, drawn, [""] * len(drawn))

@@ -17,12 +17,20 @@ _SPLITS = {  # by words in names, as the library `datasets` tells them
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files in a folder and below it. Links to folders are followed, but not back to one that the file is in."""
+    """All files in a folder and below it, but for what systems leave there: hidden ones, and a Mac's `__MACOSX`.
+
+    Links to folders are followed, but not back to one that the file is in.
+    """
     for place, inner, names in os.walk(folder, followlinks=True):
         here = Path(place)
         above = {path.resolve() for path in (here, *here.parents)}
-        inner[:] = [name for name in inner if (here / name).resolve() not in above]
-        yield from (here / name for name in names)
+        inner[:] = [name for name in inner if is_shown(name) and (here / name).resolve() not in above]
+        yield from (here / name for name in filter(is_shown, names))
+
+
+def is_shown(name: str) -> bool:
+    """Whether a file or folder of that name was put there by a person: `.ipynb_checkpoints` and `._a.png` were not."""
+    return not name.startswith(".") and name != "__MACOSX"
 
 
 def of_split(folder: Path, files: Iterable[Path], split: str) -> list[Path]:

@@ -136,7 +136,7 @@ def _is_named_as_a_file(place: Path) -> bool:
 
 
 def _of_folder(folder: Path) -> str:
-    from jdmctl.data.folders import files_below
+    from jdmctl.data.folders import files_below, is_shown
     from jdmctl.data.imagefolder import picture_columns
     from jdmctl.data.videox import is_list
 
@@ -147,7 +147,7 @@ def _of_folder(folder: Path) -> str:
         return "controlnet"
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return "saved"
-    if any(map(is_list, folder.glob("*.json"))):
+    if any(is_list(file) for file in folder.glob("*.json") if is_shown(file.name)):
         return "videox"
     kinds = Counter(file.suffix.lower() for file in files_below(folder) if file.is_file())
     if kinds[".tar"]:

@@ -16,7 +16,7 @@ _REPEATED = re.compile(r"(\d+)_(.+)")
 
 
 def read_kohya(folder: Path) -> ListedRows:
-    """`a.png` with `a.caption` or `a.txt`, in the folder or below it, in the order of their paths.
+    """`a.png` with `a.caption` or `a.txt`, also in capitals, in the folder or below it, in the order of their paths.
 
     The first line of a caption file counts. A folder called `10_sks dog` is shown ten times an epoch (`0_` never),
     and its pictures without a caption file have the caption `sks dog` (github.com/kohya-ss/sd-scripts,
@@ -47,7 +47,7 @@ def read_kohya(folder: Path) -> ListedRows:
 
 
 def _caption(picture: Path) -> str | None:
-    for suffix in CAPTIONS:
+    for suffix in (*CAPTIONS, *map(str.upper, CAPTIONS)):
         file = picture.with_suffix(suffix)
         if file.is_file():
             return next(iter(read_text(file).splitlines()), "").strip()

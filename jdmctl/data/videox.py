@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from jdmctl.data.folders import is_shown
 from jdmctl.data.formats import CONDITION
 from jdmctl.data.metadata import Row, check_rows, first_problem, problem_of_file, problem_of_text, read_text
 from jdmctl.data.rows import ListedRows
@@ -51,7 +52,7 @@ def read_videox(path: Path) -> ListedRows:
 
 def list_in(folder: Path) -> Path:
     """The json list in a folder. Raises BadInputError unless there is exactly one."""
-    found = [file for file in sorted(folder.glob("*.json")) if is_list(file)]
+    found = [file for file in sorted(folder.glob("*.json")) if is_shown(file.name) and is_list(file)]
     if len(found) == 1:
         return found[0]
     several = f"{len(found)} of them: " + ", ".join(file.name for file in found)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
@@ -74,6 +75,7 @@ def load_component(model_class: Any, folder: str | Path, subfolder: str | None) 
         MissingWeightsError: weights are missing, damaged, or only there as a pickle; or what reads a tokenizer is.
     """
     transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     where = Path(folder, subfolder or "")
     if is_without_weights():
         try:

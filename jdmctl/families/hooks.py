@@ -52,6 +52,10 @@ class FamilyHooks:
         """What the backbone is told by texts; only this family looks inside."""
         raise NotImplementedError
 
+    def cut_off(self, text: str) -> str:
+        """The end of a text that `encode_prompt` leaves out without a word, "" for none: diffusers tells of its own."""
+        return ""
+
     def new_branch(self, denoiser: DiffusionDenoiser) -> nn.Module:
         """A control branch for a denoiser that adds nothing yet."""
         raise NotImplementedError

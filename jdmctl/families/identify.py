@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import init_empty_weights
 
 from jdmctl.errors import BadInputError, JdmError, MissingWeightsError
+from jdmctl.families import FAMILIES
 from jdmctl.families.folders import read_config
+from jdmctl.families.names import family_class
 from jdmctl.families.published import find_published
 from jdmctl.families.students import Student, is_called, student_at, student_of_file, students
-from jdmctl.families.tensors import PIXART, families_of, text_width
+from jdmctl.families.tensors import PIXART, families_of, fits, text_width
 from jdmctl.weights import Header, read_header
 
 PIPELINES = {
@@ -87,6 +90,32 @@ def identify(source: str | Path) -> Found:
             hint=f"download it again from {known.repository}, or rename it",
         )
     return replace(found, family=known.family, also=(), student=name, student_evidence=why)
+
+
+def identify_pair(student: str | Path, teacher: str | Path) -> tuple[Found, Found]:
+    """A student and its teacher. A file of a size that is published nowhere is of the teacher's family if it fits it.
+
+    Raises as `identify` does.
+    """
+    goal = identify(teacher)
+    try:
+        return identify(student), goal
+    except BadInputError:
+        path = lone_file(Path(student)) or Path(student)
+        if not path.is_file() or not fits(header := read_header(path).shapes, _backbone_shapes(goal)):
+            raise
+        return Found(str(path), _kind(header), goal.family, f"it fits {teacher}", {"tensors": len(header)}), goal
+
+
+def _backbone_shapes(found: Found) -> Mapping[str, tuple[int, ...]]:
+    """Of the weights of a pipeline's or folder's backbone, by its configuration; empty if it has none."""
+    if found.kind not in ("pipeline", "backbone") or Path(found.source).is_file() or found.family not in FAMILIES:
+        return {}
+    family = family_class(found.family)
+    config = read_config(found.source, family.subfolder if found.kind == "pipeline" else None, "config.json")
+    with init_empty_weights():
+        backbone = family.backbone_class.from_config(config)
+    return {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
 
 
 def lone_file(folder: Path) -> Path | None:
@@ -163,9 +192,7 @@ def _backbone(source: str, config: Mapping[str, Any]) -> Found:
 def _file(path: Path) -> Found:
     header = read_header(path)
     shapes = header.shapes
-    kind = "lora" if any(mark in name for name in shapes for mark in _LORA) else "backbone"
-    if any(name.startswith(("first_stage_model.", "conditioner.", "cond_stage_model.")) for name in shapes):
-        kind = "single-file"
+    kind = _kind(shapes)
     facts: dict[str, Any] = {"tensors": len(shapes)}
     if kind == "lora" and (model := _own_model(header)):
         facts["made_from"] = model.get("student") or model.get("teacher")
@@ -182,6 +209,12 @@ def _file(path: Path) -> Found:
     if width := text_width(shapes):
         facts["unet.cross_attention_dim"] = width
     return Found(str(path), kind, families[0], evidence, facts, also=families[1:])
+
+
+def _kind(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    if any(name.startswith(("first_stage_model.", "conditioner.", "cond_stage_model.")) for name in shapes):
+        return "single-file"
+    return "lora" if any(mark in name for name in shapes for mark in _LORA) else "backbone"
 
 
 def _own_model(header: Header) -> Mapping[str, Any]:

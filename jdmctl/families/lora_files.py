@@ -27,9 +27,10 @@ def put_lora_file(family: type[FamilyHooks], file: Path, backbone: Any, role: st
     """Give a backbone, which is the teacher's or the student's, the LoRA layers of a file.
 
     Raises:
-        BadInputError: they do not fit it, or some are for other components.
+        BadInputError: they do not fit it, some are for other components, or the file's header cannot be read.
     """
     prefix = f"{family.subfolder}."
+    metadata = _metadata(file, prefix)
     try:
         layers, alphas = family.lora_layers(load_file(file), backbone)
         alphas = {**(alphas or {}), **{name: value for name, value in layers.items() if name.endswith(_ALPHA)}}
@@ -38,7 +39,7 @@ def put_lora_file(family: type[FamilyHooks], file: Path, backbone: Any, role: st
         if others or not own:
             raise ValueError(f"it has {len(own)} tensors for the {family.subfolder}, and {some(others)} for others")
         told = {name: float(value) for name, value in alphas.items()}
-        family.put_lora(backbone, own, told or None, _metadata(file, prefix))
+        family.put_lora(backbone, own, told or None, metadata)
     except (ValueError, KeyError, RuntimeError, IndexError, TypeError) as reason:
         raise BadInputError(
             f"{file} is a LoRA that does not fit the {role}: {first_line(reason)}",
@@ -48,7 +49,15 @@ def put_lora_file(family: type[FamilyHooks], file: Path, backbone: Any, role: st
 
 def _metadata(file: Path, prefix: str) -> Mapping[str, Any] | None:
     """What the header says of the layers whose names start with `prefix`: keys of a LoraConfig, after that prefix."""
-    told = json.loads(read_header(file).metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    try:
+        told = json.loads(read_header(file).metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        told = None
+    if not isinstance(told, dict):
+        raise BadInputError(
+            f"{file}: {LORA_ADAPTER_METADATA_KEY} in its header is no json object",
+            hint="save it again with the program that trained it, or without its metadata",
+        )
     return {key: value for key, value in told.items() if key.startswith(prefix)} or None
 
 

@@ -25,3 +25,10 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> Tensor:
     return tokenizer(
         list(texts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt",
     ).input_ids  # fmt: skip
+
+
+def cut_off(tokenizer: Any, text: str) -> str:
+    """The end of a text that `tokenize` leaves out, "" if it takes all of it."""
+    tokens = tokenizer(text, verbose=False).input_ids
+    limit = tokenizer.model_max_length
+    return tokenizer.decode(tokens[limit - 1 : -1]).strip() if len(tokens) > limit else ""

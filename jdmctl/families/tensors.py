@@ -21,10 +21,13 @@ _MARKS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
 _INPUT = r"(?:weight|lora_down\.weight|lora_A(?:\.\w+)?\.weight|lora\.down\.weight)$"
 _TEXT_WIDTHS = {768: "stable_diffusion", 1024: "stable_diffusion", 2048: "sdxl"}
 _TEXT = re.compile(rf"attn2[._]to_k[._]{_INPUT}")
+_PREFIX = r"(?:transformer\.|diffusion_model\.|base_model\.model\.|lora_unet_|lora_transformer_)*"
+# One of a LoRA's two matrices: A and `down` take what the layer takes, B and `up` give what it gives.
+_LORA = re.compile(rf"(?:unet\.)?{_PREFIX}(?P<layer>.+?)[._]lora[._](?P<side>A|B|down|up)(?:\.\w+)?\.weight")
 # A transformer's layers that every family has, as a LoRA of these alone holds them: kind and width -> families.
 _LAYER = re.compile(
-    r"(?:transformer\.|diffusion_model\.|base_model\.model\.|lora_unet_|lora_transformer_)*"
-    r"(?:transformer_blocks|layers)[._](?P<block>\d+)[._](?P<kind>attn[12]?|ff|ff_context|attention|feed_forward)[._]"
+    rf"{_PREFIX}(?:transformer_blocks|layers)[._](?P<block>\d+)[._]"
+    r"(?P<kind>attn[12]?|ff|ff_context|attention|feed_forward)[._]"
     rf"(?:to_[qkv]|to_out[._]0|add_[qkv]_proj|to_add_out|net[._]0[._]proj|qkv|w[13])[._]{_INPUT}"
 )
 _WIDTHS: dict[tuple[str, int], tuple[str, ...]] = {
@@ -49,6 +52,21 @@ def families_of(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[str, ...],
     if width := text_width(shapes):
         return (_TEXT_WIDTHS[width],), f"its text is {width} wide"
     return _by_layers(shapes)
+
+
+def fits(shapes: Mapping[str, tuple[int, ...]], backbone: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether these are a backbone's weights, or those of a LoRA on some of its layers, by names and shapes."""
+    if not any("lora" in name for name in shapes):
+        return bool(shapes) and shapes == backbone
+    layers = {name.removesuffix(".weight").replace(".", "_"): shape for name, shape in backbone.items()}
+    for name, shape in shapes.items():
+        if part := _LORA.fullmatch(name):
+            axis = slice(1, 2) if part["side"] in ("A", "down") else slice(1)
+            if layers.get(part["layer"].replace(".", "_"), ())[axis] != shape[axis]:
+                return False
+        elif not name.endswith(".alpha"):
+            return False
+    return True
 
 
 def text_width(shapes: Mapping[str, tuple[int, ...]]) -> int | None:

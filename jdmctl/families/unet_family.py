@@ -19,6 +19,7 @@ from jdmctl.errors import BadInputError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.family import Family
 from jdmctl.families.low_precision import train_in_float32
+from jdmctl.families.prompts import cut_off
 from jdmctl.families.unet_branches import ControlNetLora, load_branch, new_adapter
 
 # Schedulers in whose terms x = x0 + sigma noise; the others start from N(0, 1)
@@ -48,6 +49,9 @@ class UNetFamily(Family):
     @classmethod
     def lora_layers(cls, weights: Mapping[str, Tensor], backbone: Any) -> tuple[Mapping[str, Tensor], Any]:
         return cls.pipeline_class.lora_state_dict(dict(weights), unet_config=backbone.config)
+
+    def cut_off(self, text: str) -> str:
+        return cut_off(self.parts["tokenizer"], text)
 
     def draw_at(self, resolution_px: int) -> None:
         super().draw_at(resolution_px)

@@ -11,6 +11,7 @@ from jdmctl.errors import JdmError
 from jdmctl.feedback.session import Choice, Session
 
 _HEIGHT_PX = 480
+_HOUR, _LARGEST_UPLOAD = 3600, 1024  # seconds; bytes
 _CSS = ".image-frame img { width: 100%; height: 100%; object-fit: contain }"  # small pictures are enlarged
 _QUESTION = "Which picture do you prefer for this text?"
 
@@ -18,7 +19,7 @@ _QUESTION = "Which picture do you prefer for this text?"
 def build(session: Session) -> Any:
     """A gradio page on a session. Raises JdmError without gradio."""
     gradio = _gradio()
-    with gradio.Blocks(title="jdmctl: which is better?", analytics_enabled=False) as page:
+    with gradio.Blocks(title="jdmctl: which is better?", analytics_enabled=False, delete_cache=(_HOUR, _HOUR)) as page:
         text = gradio.Markdown()
         with gradio.Row():
             left, right = (
@@ -86,6 +87,7 @@ def serve(session: Session, pictures: Path, port: int, wait: bool = True) -> Any
         css=_CSS,
         footer_links=[],
         quiet=True,
+        max_file_size=_LARGEST_UPLOAD,  # the page takes none, but its server would
         allowed_paths=[str(pictures.resolve())],
         prevent_thread_lock=not wait,
     )

@@ -19,6 +19,7 @@ from jdmctl.data.imagefolder import find_metadata
 from jdmctl.data.metadata import first_problem, problem_of_file, problem_of_text, read_rows
 from jdmctl.errors import BadInputError
 from jdmctl.feedback.journal import Journal
+from jdmctl.training.atomic import whole_file
 
 Choice = Literal["a", "b", "tie"]
 
@@ -79,14 +80,16 @@ def pairs_of_student(prompts: Sequence[str], number: int, seed: int, pictures: P
 
 
 def drawn(pair: Shown, draw: Callable[[str, int], Image.Image]) -> None:
-    """Draw the pictures of a pair of `pairs_of_student` that are not there yet."""
+    """Draw the pictures of a pair of `pairs_of_student` that are not there yet.
+
+    Raises JdmError if one cannot be saved.
+    """
     about = dict(pair.about)
     for file, seed in ((pair.image_a, about["seed_a"]), (pair.image_b, about["seed_b"])):
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            draw(pair.prompt, seed).save(partial, format="PNG")
-            partial.replace(file)
+            picture = draw(pair.prompt, seed)
+            with whole_file(file) as partial:
+                picture.save(partial, format="PNG")
 
 
 class Session:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from jdmctl.training.atomic import whole_file
 from jdmctl.training.attention import training_attention
 
 
@@ -48,6 +49,8 @@ def fit(
 
     `loss(generator)` draws everything random from a generator seeded by (seed, step), so a resumed run repeats an
     uninterrupted one. `snapshots[step]` is called with the EMA weights in place once that many steps are done.
+
+    Raises JdmError if its state cannot be saved.
     """
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
@@ -108,10 +111,8 @@ def _save(
     tensors |= {"buffer." + name: value.contiguous() for name, value in buffers.items()}
     for name, p in parameters.items():
         tensors |= {f"{key}.{name}": value.contiguous() for key, value in optimizer.state[p].items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"state": json.dumps({"step": step})})
-    partial.replace(file)
+    with whole_file(file) as partial:
+        save_file(tensors, partial, metadata={"state": json.dumps({"step": step})})
 
 
 def _load(

@@ -16,7 +16,7 @@ from jdmctl.tinyworld.source import Pictures, digest_of, require_enough
 from jdmctl.tinyworld.stages import autoencoder, diffusion, report, scorers, student, student_lora
 from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.tinyworld.world import SOURCE_FILE
-from jdmctl.training.atomic import write_text, writing
+from jdmctl.training.atomic import whole_folder, write_text, writing
 
 REPORT_FILE = "report.json"
 
@@ -57,7 +57,7 @@ def build_world(
     scenes, is where whoever uses the world finds them.
 
     Raises JdmError if something else is in the way: no world, or what is left of a build that was asked for otherwise;
-    and if `folder` has too few pictures.
+    if `folder` has too few pictures; and if the disk is full.
     """
     if folder and not folder.is_dir():
         raise BadInputError(f"no folder {folder}", hint="give one of captioned pictures: --pictures FOLDER")
@@ -89,11 +89,10 @@ def build_world(
             continue
         build(shop)
         write_text(numbers_file, json.dumps(shop.report, indent=1))
-        done.touch()
+        write_text(done, "")
     write_text(shop.output / REPORT_FILE, json.dumps(shop.report, indent=1) + "\n")
     order.keep(shop.output)
-    with writing(output):
-        pack(shop.output, output)
+    pack(shop.output, output)
     shutil.rmtree(scratch, ignore_errors=True)
     return shop.report
 
@@ -106,17 +105,19 @@ def _require_free(output: Path) -> None:
 
 
 def pack(source: Path, target: Path) -> None:
-    """Copy finished folders, their weights in half precision; `target` appears whole or not at all."""
-    partial = target.with_name(target.name + "-partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    shutil.rmtree(partial / "vae")  # both pipelines hold it
-    for file in partial.rglob("*.safetensors"):
-        half = {name: value.half() if value.is_floating_point() else value for name, value in load_file(file).items()}
-        save_file(half, file, metadata={"format": "pt"})
-    for file in partial.rglob("config.json"):
-        config = json.loads(file.read_text())
-        config.pop("_name_or_path", None)  # where it lay while it was made
-        file.write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
+    """Copy finished folders, their weights in half precision; `target` appears whole or not at all.
+
+    Raises JdmError if it cannot be written.
+    """
+    with whole_folder(target) as partial:
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        shutil.rmtree(partial / "vae")  # both pipelines hold it
+        for file in partial.rglob("*.safetensors"):
+            half = {
+                name: value.half() if value.is_floating_point() else value for name, value in load_file(file).items()
+            }
+            save_file(half, file, metadata={"format": "pt"})
+        for file in partial.rglob("config.json"):
+            config = json.loads(file.read_text())
+            config.pop("_name_or_path", None)  # where it lay while it was made
+            file.write_text(json.dumps(config, indent=2) + "\n")

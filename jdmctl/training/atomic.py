@@ -60,18 +60,28 @@ def writing(target: Path) -> Iterator[None]:
         raise _could_not_write(target, error) from error
 
 
-def write_text(file: Path, text: str) -> None:
-    """Replace a small file at once. Raises JdmError as `whole_folder` does."""
+@contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """Write to the path that is yielded; it takes `file`'s place as a folder does in `whole_folder`.
+
+    Raises JdmError as that does.
+    """
     partial = file.with_name(f".{file.name}{_MARK}")
     try:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
+            yield partial
             _to_disk(partial)
             partial.replace(file)
     finally:
         with suppress(OSError):  # of a folder that is a file, or cannot be written to
             partial.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a small file at once. Raises JdmError as `whole_folder` does."""
+    with whole_file(file) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def require_writable(file: Path) -> None:
@@ -118,6 +128,6 @@ def _could_not_write(target: Path, error: Exception) -> JdmError:
     if is_full:
         return JdmError(
             f"the disk is full: could not save {target}",
-            hint="free some space; a training run then goes on with --resume",
+            hint="free some space and try again; a training run goes on with --resume",
         )
     return JdmError(f"could not save {target}: {error}", hint="check that the folder can be written to")

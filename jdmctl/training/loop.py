@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from jdmctl.errors import NonFiniteLossError, RunInterrupted
+from jdmctl.errors import NonFiniteLossError, RecipeError, RunInterrupted
 from jdmctl.training.attention import training_attention
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.interrupt import StopRequest
@@ -39,13 +40,15 @@ def fit(
     last one leaves its weights as they are and their average in the state that is returned. `on_ready` is called once
     a checkpoint that does not fit is refused and before anything is trained.
 
-    Raises NonFiniteLossError, and RunInterrupted after Ctrl-C (the state is saved first).
+    Raises NonFiniteLossError, RecipeError where a stage is to have fewer steps than its checkpoint has had, and
+    RunInterrupted after Ctrl-C (the state is saved first).
     """
     phases = [phase for stage in stages for phase in stage.step.phases]
     state = TrainingState(phases, settings.optimizers, settings.ema_decay, settings.average_on)
     loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
     if resume and (path := checkpoints.latest()):
         state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)
+        _require_no_fewer_steps(stages[state.stage], state.step, path)
         state.halted = state.halted and settings.stop_on_alarm and state.step > 0
     else:
         broadcast_parameters([p for phase in phases for p in phase.parameters], accelerator)
@@ -55,6 +58,15 @@ def fit(
             if index >= state.stage:
                 loop.run(index, stage)
     return state
+
+
+def _require_no_fewer_steps(stage: Stage, step: int, path: Path) -> None:
+    """Raises RecipeError if the recipe wants less of a stage than its checkpoint has had."""
+    if step > stage.num_steps:
+        raise RecipeError(
+            f"{path} is of {stage.name} step {step}, and the recipe now ends it after {stage.num_steps}",
+            hint=f"resume with {step} steps of it or more, or begin a shorter run with another --output",
+        )
 
 
 @dataclass

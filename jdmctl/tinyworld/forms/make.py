@@ -87,7 +87,8 @@ def _build_teacher(shop: Workshop, form: Form, folder: Path, device: torch.devic
     torch.manual_seed(shop.seed)
     start, kind = shop.scratch / "start", family_class(form.family)
     pipeline = form.pipeline(world, [text for row in pictures.captions for text in row])
-    pipeline.save_pretrained(start)
+    with whole_folder(start) as partial:
+        pipeline.save_pretrained(partial)
     family: Any = kind.load(start, start)
     encoders = [part for name, part in family.parts.items() if name.startswith("text_encoder")]
     trained = nn.ModuleList([family.teacher.backbone, *encoders]).requires_grad_(True).train()

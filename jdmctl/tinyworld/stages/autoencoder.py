@@ -11,6 +11,7 @@ from jdmctl.tinyworld import models
 from jdmctl.tinyworld.fit import FitSettings
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.workshop import Workshop, autocast
+from jdmctl.training.atomic import whole_folder
 
 _KL_WEIGHT = 1e-5
 _CHROMA = torch.tensor([[1 / 3, 1 / 3, 1 / 3], [1, -1, 0], [0.5, 0.5, -1]])  # luma and two colour differences
@@ -66,7 +67,8 @@ def build(shop: Workshop) -> None:
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     shop.report["vae psnr"] = float(psnr(vae, shop.pictures("val").image(slice(0, 256))).mean())
     shop.say(f"vae: {shop.report['vae psnr']:.2f} dB on val")
-    vae.save_pretrained(shop.output / "vae")
+    with whole_folder(shop.output / "vae") as partial:
+        vae.save_pretrained(partial)
 
 
 def encode(vae: AutoencoderKL, images: Tensor, batch: int = 256) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from diffusers import (
@@ -23,6 +24,7 @@ from jdmctl.tinyworld import models
 from jdmctl.tinyworld.fit import FitSettings
 from jdmctl.tinyworld.stages.autoencoder import encode
 from jdmctl.tinyworld.workshop import Workshop, autocast
+from jdmctl.training.atomic import whole_folder
 
 
 def score_matching_loss(
@@ -85,7 +87,8 @@ def build_teacher(shop: Workshop) -> None:
 
     settings = FitSettings(shop.steps(4000), 1.5e-3, ema_decay=0.999, seed=shop.seed)
     shop.train("teacher", trained, loss, settings)
-    pipeline(vae, trained.text_encoder, tokenizer, trained.unet, scheduler).save_pretrained(shop.output / "teacher")
+    with whole_folder(shop.output / "teacher") as partial:
+        pipeline(vae, trained.text_encoder, tokenizer, trained.unet, scheduler).save_pretrained(partial)
 
 
 def build_controlnet(shop: Workshop, control: Control, num_steps: int) -> None:
@@ -120,9 +123,13 @@ def build_controlnet(shop: Workshop, control: Control, num_steps: int) -> None:
 
     name, num_steps = f"controlnet_{control.name}", shop.steps(num_steps)
     settings = FitSettings(num_steps, 5e-4, shape="constant", ema_decay=0.998, seed=shop.seed)
-    halfway = {num_steps // 2: lambda: branch.save_pretrained(shop.scratch / f"{name}_half")}
-    shop.train(name, branch, loss, settings, halfway)
-    branch.save_pretrained(shop.output / name)
+
+    def save(folder: Path) -> None:
+        with whole_folder(folder) as partial:
+            branch.save_pretrained(partial)
+
+    shop.train(name, branch, loss, settings, {num_steps // 2: lambda: save(shop.scratch / f"{name}_half")})
+    save(shop.output / name)
 
 
 def pipeline(vae, text_encoder, tokenizer, unet, scheduler) -> StableDiffusionPipeline:

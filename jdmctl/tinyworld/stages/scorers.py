@@ -24,7 +24,7 @@ from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.stages.autoencoder import decode, encode
 from jdmctl.tinyworld.workshop import Workshop, autocast
-from jdmctl.training.atomic import whole_folder
+from jdmctl.training.atomic import whole_folder, writing
 
 
 def classifier_loss(classifier: PreTrainedModel, images: Tensor, truth: Tensor) -> Tensor:
@@ -67,7 +67,8 @@ def build(shop: Workshop) -> None:
             processor = DPTImageProcessor(
                 size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3, do_rescale=True
             )
-            processor.save_pretrained(shop.output / name)
+            with writing(shop.output / name):
+                processor.save_pretrained(shop.output / name)
 
 
 def _train(

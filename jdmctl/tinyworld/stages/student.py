@@ -17,6 +17,7 @@ from jdmctl.tinyworld.judge import Judge
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.training.adamw import AdamW
+from jdmctl.training.atomic import whole_folder
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.draws import SampleDraws
 from jdmctl.training.loop import fit
@@ -76,7 +77,8 @@ def build(shop: Workshop) -> None:
     )
     state.load_average(checkpoints, checkpoints.folder / state.best["name"])
     state.average.copy_to_parameters()
-    family.save_student(shop.output / "student")
+    with whole_folder(shop.output / "student") as partial:
+        family.save_student(partial)
 
 
 def choose_guidance(family: StableDiffusion, shop: Workshop, num_steps: int = 25) -> float:

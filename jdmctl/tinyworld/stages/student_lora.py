@@ -12,6 +12,7 @@ from jdmctl.recipe import Recipe
 from jdmctl.recipe_files import load_recipe
 from jdmctl.tinyworld.workshop import Workshop
 from jdmctl.tinyworld.world import in_use
+from jdmctl.training.atomic import whole_folder
 from jdmctl.training.run import make_accelerator, train
 
 RECIPE = "tiny/distill_lora"
@@ -29,7 +30,8 @@ def build(shop: Workshop) -> None:
     accelerator = make_accelerator("cpu", recipe.training.precision)
     with in_use(shop.output):
         train(build_run(recipe, accelerator), run, accelerator, tell, resume=True)
-    shutil.copytree(run / recipe.student_folder, shop.output / recipe.student_folder, dirs_exist_ok=True)
+    with whole_folder(shop.output / recipe.student_folder) as partial:
+        shutil.copytree(run / recipe.student_folder, partial, dirs_exist_ok=True)
 
 
 def scaled(shop: Workshop) -> Recipe:
