@@ -160,6 +160,12 @@ def test_conditions_and_the_grid_of_drawn_pictures_are_none_themselves(tmp_path)
     assert [len(captioned(tmp_path / name)) for name in "ab"] == [1, 2]
 
 
+def test_hidden_copies_are_not_scored(tmp_path):
+    for name in ("0.png", ".ipynb_checkpoints/0-checkpoint.png", "._0.png"):
+        save_picture(Image.new("RGB", (16, 16)), tmp_path / name, {"prompt": "a box"})
+    assert names(tmp_path) == ["0.png"]
+
+
 def test_a_student_and_a_run_on_pictures_of_ones_own(evaluate, in_tiny_world, tiny_folders, clip, boxes, monkeypatch):
     options = ("--data", boxes, "--features", clip, "--num", 12)
     alone, _ = evaluate(tiny_folders[1], *options)
