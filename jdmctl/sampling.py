@@ -150,6 +150,19 @@ def read_record(path: Path) -> dict[str, Any]:
     return json.loads(text)
 
 
+def require_own(folder: Path, commands: Mapping[str, str]) -> None:
+    """Raises BadInputError unless each picture that was drawn into `folder` is one of these: file -> its command."""
+    for path in sorted(folder.glob("[0-9]*-seed*.png")):
+        try:
+            command = read_record(path)["command"]
+        except (BadInputError, OSError, ValueError, KeyError, TypeError):
+            command = ""
+        if command != commands.get(str(path)):
+            raise BadInputError(
+                f"{folder} holds pictures of another call, such as {path.name}", hint="choose another --output"
+            )
+
+
 def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Tensor | None]]]) -> Image.Image:
     """A captioned table of images [3, H, W], None where there is nothing to show.
 

@@ -237,7 +237,7 @@ def test_the_option_reaches_what_is_asked(gpu, monkeypatch, tmp_path, words, dev
     asked = []
     monkeypatch.setattr(contest, "score_pipeline", lambda folder, *given: asked.append((given[0], given[2])) or [])
     monkeypatch.setattr(compare_command, "_run", lambda *given: asked.append((given[3], given[2])))
-    monkeypatch.setattr(compare_command, "_show", lambda *given: None)
+    monkeypatch.setattr(compare_command, "show", lambda *given: None)
     for command in (["eval", str(tmp_path)], ["compare", "tiny/canny", "-o", str(tmp_path / "out")]):
         monkeypatch.setattr(sys, "argv", ["jdmctl", *command, *words])
         with pytest.raises(SystemExit) as left:

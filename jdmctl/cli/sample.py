@@ -117,7 +117,7 @@ def draw_and_save(
     records = [_record(studio, request, seed, scales, folder, device) for request, seed in wanted]
     for i, (record, (_, seed)) in enumerate(zip(records, wanted, strict=True)):
         record["file"] = str(folder / f"{i:03d}-seed{seed}.png")
-    _require_own(folder, records)
+    sampling.require_own(folder, {record["file"]: record["command"] for record in records})
     rows = []
     for i, (record, (request, seed)) in enumerate(zip(records, wanted, strict=True)):
         asked = {name: sampling.eight_bit(condition)[None] for name, condition in request.conditions.items()}
@@ -139,22 +139,6 @@ def draw_and_save(
         if i + 1 == min(len(wanted), _GRID_ROWS):
             sampling.save_picture(sampling.grid(columns, rows), folder / "grid.png", {"pictures": records[: i + 1]})
         yield record
-
-
-def _require_own(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Raises BadInputError unless all pictures in `folder` are some of these, by the commands that draw them again."""
-    from jdmctl.sampling import read_record
-
-    wanted = {record["file"]: record["command"] for record in records}
-    for path in sorted(folder.glob("[0-9]*-seed*.png")):
-        try:
-            command = read_record(path)["command"]
-        except (BadInputError, OSError, ValueError, KeyError, TypeError):
-            command = ""
-        if command != wanted.get(str(path)):
-            raise BadInputError(
-                f"{folder} holds pictures of another call, such as {path.name}", hint="choose another --output"
-            )
 
 
 def _record(
