@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -249,21 +248,15 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _split(overrides: list[str]) -> tuple[list[str], dict[str, list[str]]]:
     """Overrides for all, and by method. Raises BadInputError for those of a method that there is not."""
-    from jdmctl.comparison.cells import COMPARED
+    from jdmctl.comparison.cells import require_method
 
     common: list[str] = []
     of_method: dict[str, list[str]] = {}
     for text in overrides:
         head, colon, rest = text.partition(":")
-        if colon and head.partition("@")[0] in COMPARED:
+        if colon and re.fullmatch(r"[\w+-]+(@[\w.-]+)?", head):  # no KEY=VALUE begins so
+            require_method(head.partition("@")[0])
             of_method.setdefault(head, []).append(rest)
-        elif colon and re.fullmatch(r"[\w+-]+(@[\w.-]+)?", head):  # no KEY=VALUE begins so
-            method = head.partition("@")[0]
-            close = difflib.get_close_matches(method, COMPARED, n=1)
-            raise BadInputError(
-                f"--set {text}: no method named '{method}'" + (f", did you mean '{close[0]}'?" if close else ""),
-                hint=f"there are {', '.join(COMPARED)}",
-            )
         else:
             common.append(text)
     return common, of_method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +177,7 @@ def _look_at_data(name: str, recipe: Recipe, out: Output) -> None:
 def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out: Output) -> None:
     from jdmctl.build_run import build_run
     from jdmctl.recipe_files import to_yaml
+    from jdmctl.training.alone import alone
     from jdmctl.training.run import make_accelerator, require_new, train
 
     if not resume:
@@ -185,7 +187,8 @@ def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out:
     if accelerator.is_main_process:
         out.note(to_yaml(recipe))
     run = build_run(recipe, accelerator)
-    done = train(run, folder, accelerator, out.event, resume)
+    with alone(folder) if accelerator.is_main_process else nullcontext():
+        done = train(run, folder, accelerator, out.event, resume)
     if accelerator.is_main_process:
         record = {"event": "done", "run": str(folder), "num_processes": accelerator.num_processes, **done}
         products = "\n".join(done["products"].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,14 @@ PLUGGED = "ControlNet plugged in"
 COMPARED = (*METHODS, *REWARD_BASELINES)
 
 
+def require_method(name: str) -> None:
+    """Raises BadInputError, with the likeliest that was meant, for a method that there is not."""
+    if name not in COMPARED:
+        close = difflib.get_close_matches(name, COMPARED, n=1)
+        meant = f", did you mean '{close[0]}'?" if close else ""
+        raise BadInputError(f"no method named '{name}'{meant}", hint=f"there are {', '.join(COMPARED)}")
+
+
 @dataclass(frozen=True)
 class Entry:
     """A method in a comparison, with how many seeds, and what its recipe changes in the common one."""
@@ -48,8 +57,7 @@ class Entry:
         """`nct:3` is nct with three seeds, `jdm@kl` a variant of jdm; `changes` by label. Raises BadInputError."""
         label, _, number = text.partition(":")
         method, at, variant = label.partition("@")
-        if method not in COMPARED:
-            raise BadInputError(f"no method named '{method}'", hint=f"there are {', '.join(COMPARED)}")
+        require_method(method)
         if number and not (number.isdecimal() and int(number) > 0):
             raise BadInputError(f"'{text}' is not METHOD:SEEDS", hint=f"write {method}:3 for three seeds")
         if at and not re.fullmatch(r"[\w.-]+", variant):

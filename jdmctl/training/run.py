@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 from jdmctl.errors import JdmError
-from jdmctl.training.alone import alone
 from jdmctl.training.atomic import whole_folder, write_text
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.device import find_device
@@ -92,8 +91,7 @@ def train(
             for name, text in {**run.beside, RECIPE_FILE: run.recipe}.items():
                 write_text(folder / name, text)
 
-    held = alone(folder) if accelerator.is_main_process else nullcontext()
-    with held, closing(EventFiles(folder / "tensorboard")) if run.is_tracked else nullcontext() as events:
+    with closing(EventFiles(folder / "tensorboard")) if run.is_tracked else nullcontext() as events:
         state = fit(
             run.stages,
             run.batches,
