@@ -241,7 +241,7 @@ def _phases(
         dsm = build_dsm_step(family, list(controls))
         return [*phases, *dsm.phases], {}, dsm.parameters
     step = build_jdm_step(recipe, family, controls)
-    step.weights.values.update(dict.fromkeys(step.weights.values, 1.0))
+    step.weights.update(dict.fromkeys(step.weights, 1.0))
     decoder = step.codec.vae if isinstance(step.codec, QuickCodec) else None
     made: dict[str, Any] = {"fake score": step.fake_score, "critic": step.critic, "decoder": decoder}
     return [*phases, *step.phases], made, step.student_parameters

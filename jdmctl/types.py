@@ -5,7 +5,7 @@ Time t runs in [0, 1]: 0 is clean, 1 is pure noise. An image is [B, 3, H, W] in 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -110,25 +110,4 @@ class Step(Protocol):
     def phases(self) -> tuple[Phase, ...]: ...
 
 
-@dataclass
-class EnergyWeights:
-    """Energy name -> lambda, the only thing a step reads that changes while it trains.
-
-    `ramp` in [0, 1] multiplies every lambda.
-    """
-
-    values: dict[str, float] = field(default_factory=dict)
-    ramp: float = 1.0
-
-    def __getitem__(self, name: str) -> float:
-        return self.ramp * self.values[name]
-
-    def __setitem__(self, name: str, weight: float) -> None:
-        self.values[name] = weight
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"values": dict(self.values), "ramp": self.ramp}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.values = dict(state["values"])
-        self.ramp = state["ramp"]
+EnergyWeights = dict[str, float]  # energy's name -> lambda: all that a step reads and that changes while it trains

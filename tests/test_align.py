@@ -144,7 +144,7 @@ def test_a_finished_run_with_a_control_goes_on_with_its_branch_and_a_lora(in_tin
     "method, left, changes",
     [
         ("distill", "student", {"training": {"regression_steps": 5}, "objective": {"divergence": "js"}}),
-        ("nct", "controlnet", {"controls": [{"name": "canny"}]}),
+        ("nct", "controlnet", {"controls": [{"name": "canny", "ramp_steps": 5}]}),
         ("jdm", "controlnet", {"controls": [{"name": "canny", "init": "dsm"}], "training": {"dsm_warmup_steps": 5}}),
     ],
 )

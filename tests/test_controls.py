@@ -373,6 +373,17 @@ def test_published_settings_of_depth_networks(depth_folder, settings, mean, std,
     assert network.input_size == size
 
 
+def test_depth_in_bf16_of_pictures_that_its_network_resizes(depth_folder):
+    """A CPU cannot resize bf16 smoothly. What it asks of a picture differs by what bf16 rounds, 2^-8 and a little."""
+    network, pictures = DepthNetwork(depth_folder), torch.rand(1, 3, 64, 64, requires_grad=True)
+    network.input_size = (48, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        depth = network(pictures)
+    depth.sum().backward()
+    assert depth.shape == (1, 1, 64, 64) and pictures.grad.abs().max() > 0
+    torch.testing.assert_close(depth, network(pictures), rtol=0.02, atol=0.02)
+
+
 def test_depth_without_a_scale_wants_to_be_normalised(depth_folder):
     """Cut at 1 it would be a white picture."""
     depth = Depth(depth_folder)
@@ -506,7 +517,7 @@ def test_a_name_that_two_packages_bring_is_nobody_s(other_package, tmp_path):
         with pytest.raises(JdmError, match=f"{packages} each bring a control named '{name}'") as caught:
             load_control(name)
         assert "-glow, or ask its authors for another name" in caught.value.hint
-    assert isinstance(load_control("softedge"), object) and set(control_names()) == {*CONTROLS, "brightness", "broken"}
+    assert set(control_names()) == {*CONTROLS, "brightness", "broken"}
     (row,) = [row for row in describe_controls() if row["name"] == "canny"]
     assert row["from"] == "jdmctl and other-glow" and "each bring a control" in row["description"]
 

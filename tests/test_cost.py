@@ -147,7 +147,7 @@ def step_and_batch(recipe):
     controls, family = build_controls(recipe, "cpu"), build_family(recipe.model, "cpu")
     prepare_student(recipe, family)
     step = build_jdm_step(recipe, family, controls)
-    step.weights.values = dict.fromkeys(controls, 1.0)
+    step.weights.update(dict.fromkeys(controls, 1.0))
     maps = {name: torch.rand(2, 3, 64, 64) for name in controls}
     draws = SampleDraws(0, "test", range(2))
     return step, Batch(family.encode_prompt(["a", "b"]), maps, draws, images=torch.rand(2, 3, 64, 64))

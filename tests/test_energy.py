@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jdmctl.objectives.energy import binary_cross_entropy, l1, l2, pseudo_huber
+from jdmctl.objectives.energy import l1, l2, pseudo_huber
 
 A = torch.tensor([[[[3.0, -1.0]]], [[[0.0, 0.0]]]])  # [2, 1, 1, 2]
 B = torch.zeros_like(A)
@@ -21,11 +21,3 @@ def test_pseudo_huber_is_quadratic_near_and_linear_far():
     assert pseudo_huber(A, B, 4.0)[0].item() == pytest.approx((1 + math.sqrt(17) - 4) / 2)
     assert pseudo_huber(1e-2 * A, B, 4.0)[0].item() == pytest.approx(5e-4 / 8, rel=1e-2)
     assert pseudo_huber(1e4 * A, B, 4.0)[0].item() == pytest.approx(2e4 - 4, rel=1e-4)
-
-
-def test_binary_cross_entropy_weighs_positives():
-    """At logit log 3, p = 3/4: -log p = log(4/3) counts twice, -log(1 - p) = log 4 once."""
-    logits = torch.full((1, 1, 1, 2), math.log(3.0))
-    target = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2)
-    loss = binary_cross_entropy(logits, target, positive_weight=2.0)
-    assert loss.tolist() == pytest.approx([(2 * math.log(4 / 3) + math.log(4)) / 2])

@@ -61,7 +61,7 @@ def test_a_step_is_the_same_to_the_bit(in_tiny_world, kind):
         family = build_roles(recipe, "cpu")
         prepare_student(recipe, family)
         step = build_jdm_step(recipe, family, build_controls(recipe, "cpu"))
-        step.weights.values.update(dict.fromkeys(step.weights.values, 1.0))
+        step.weights.update(dict.fromkeys(step.weights, 1.0))
         images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
         conditions = {"canny": (images > 0.5).float()}
         batch = Batch(

@@ -19,7 +19,7 @@ from jdmctl.build_run import build_run
 from jdmctl.cli.plan import plan
 from jdmctl.errors import JdmError
 from jdmctl.families.offload import offloaded_weights
-from jdmctl.families.published import find_published, parameter_bytes, published
+from jdmctl.families.published import find_published, published
 from jdmctl.families.standins.write import STAND_INS
 from jdmctl.objectives.guidance import Guided
 from jdmctl.recipe_files import load_recipe, parse_recipe
@@ -169,7 +169,7 @@ def test_a_published_model_has_a_plan(name):
     recipe = load_recipe(name, [*PLANNED[name], *one])
     planned = plan_memory(recipe)
     teacher = find_published(recipe.model.teacher)
-    count = parameter_bytes(published().components[teacher.backbone].build(), 1)
+    count = published().components[teacher.backbone].build().num_parameters()
     bytes_each = 4 if recipe.memory.frozen_precision == "fp32" else 2
     assert 1 <= planned.weights["teacher"] / (count * bytes_each) < 1.03
     assert planned.working.keys() >= {"fake_score", "student", "validation"}

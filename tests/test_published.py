@@ -5,7 +5,7 @@ import functools
 import pytest
 
 from jdmctl.families import FAMILIES
-from jdmctl.families.published import find_published, parameter_bytes, published
+from jdmctl.families.published import find_published, published
 from jdmctl.families.students import students
 
 UNITS = {"B": 1, "MB": 10**6, "GB": 10**9}
@@ -22,7 +22,7 @@ def test_as_large_as_published(name):
     """Told to the byte: equal but for a file's header. Told as 9.52 GB: equal to the last digit told."""
     component = published().components[name]
     number, unit = component.size.split()
-    count = parameter_bytes(built(name), 1) + component.buffers
+    count = built(name).num_parameters() + component.buffers
     expected = count * component.bytes_each
     if unit == "B":
         assert 0 <= int(number) - expected < HEADER
@@ -38,7 +38,7 @@ def test_as_large_as_published(name):
 )
 def test_parameters_of_some(name, million):
     """859.5 M, 2.57 B and 11.9 B: what the exact sizes above come to."""
-    assert parameter_bytes(built(name), 1) == round(million * 1e6)
+    assert built(name).num_parameters() == round(million * 1e6)
 
 
 def test_models_name_components_and_known_families():

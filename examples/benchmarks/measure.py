@@ -212,7 +212,7 @@ def measure(recipe: Recipe, three_copies: bool, num_steps: int) -> dict[str, tup
         for parameter in step.fake_score.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.clone()
-    step.weights.values.update(dict.fromkeys(step.weights.values, 1.0))
+    step.weights.update(dict.fromkeys(step.weights, 1.0))
     batches = Batches(
         Noise(list(controls), family.resolution_px),
         family.encode_prompt,

@@ -114,7 +114,7 @@ class DepthNetwork(nn.Module):
         if self.input_size:
             pixels = _resize(pixels, self.input_size)
         depth = self.model(pixel_values=pixels).predicted_depth
-        return _resize(depth[:, None], image.shape[-2:])
+        return _resize(depth[:, None].to(image.dtype), image.shape[-2:])  # of bf16 a CPU has no antialiased one
 
 
 def _normalisation(settings: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -70,15 +70,3 @@ def ratio(above: Tensor, below: Tensor, **options) -> Estimate:
         return (top / bottom).item()
 
     return bootstrap(statistic, len(above), **options)
-
-
-def geometric_mean(values: Tensor, **options) -> Estimate:
-    """exp(mean(log(values))) of positive values [n]: the mean for ratios, where 2 and 1/2 cancel.
-
-    Raises:
-        ValueError: a value is not positive.
-    """
-    if not (values > 0).all():
-        raise ValueError("a geometric mean needs positive values")
-    logarithms = values.double().log()
-    return bootstrap(lambda chosen: logarithms[chosen].mean().exp().item(), len(values), **options)

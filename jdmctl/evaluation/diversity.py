@@ -3,23 +3,11 @@
 import torch
 from torch import Tensor
 
-from jdmctl.evaluation.prompts import OPEN, Classes
-
 
 def entropy(classes: Tensor) -> float:
     """-sum p log p in nats of the empirical distribution of class indices, long [n]."""
     p = torch.bincount(classes).double() / len(classes)
     return torch.special.entr(p).sum().item()
-
-
-def open_entropy(shown: Classes, stated: Classes) -> dict[str, float]:
-    """Attribute -> entropy of what pictures show where their captions leave it open.
-
-    A generator that fills every gap with its favourite has 0. Attributes that are always stated
-    are left out.
-    """
-    is_open = {name: classes == OPEN for name, classes in stated.items()}
-    return {name: entropy(shown[name][gaps]) for name, gaps in is_open.items() if gaps.any()}
 
 
 def seed_distance(features: Tensor) -> Tensor:

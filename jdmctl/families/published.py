@@ -122,8 +122,3 @@ def build_on_meta(class_name: str, config: dict[str, Any]) -> nn.Module:
         if library == "diffusers":
             return kind.from_config(config)
         return kind(kind.config_class(**config))
-
-
-def parameter_bytes(module: nn.Module, bytes_each: int | None = None) -> int:
-    """Of all parameters, each once; as they are, or at so many bytes each."""
-    return sum(p.numel() * (bytes_each or p.element_size()) for p in module.parameters())

@@ -4,9 +4,7 @@ Each is a mean over dimensions and belongs to a noise model p(c | x): it is -log
 constant and a factor, which the weight lambda takes in.
 """
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def l1(a: Tensor, b: Tensor) -> Tensor:
@@ -25,17 +23,6 @@ def pseudo_huber(a: Tensor, b: Tensor, c: float) -> Tensor:
     (Charbonnier et al. 1997, doi:10.1109/83.551699.)
     """
     return _mean(((a - b).square() + c**2).sqrt() - c)
-
-
-def binary_cross_entropy(logits: Tensor, target: Tensor, positive_weight: float | Tensor = 1.0) -> Tensor:
-    """Mean -(w target log p + (1 - target) log(1 - p)) [B], p = sigmoid(logits): Bernoulli noise.
-
-    Target in [0, 1]; `positive_weight` w > 1 keeps rare positives, such as edge pixels, from being
-    outvoted by the many negatives.
-    """
-    weight = torch.as_tensor(positive_weight, dtype=logits.dtype, device=logits.device)
-    losses = functional.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")
-    return _mean(losses)
 
 
 def _mean(values: Tensor) -> Tensor:
