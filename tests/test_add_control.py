@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from jdmctl.build import build_family
 from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
+from jdmctl.cli.training import data_changes, plan
 from jdmctl.errors import JdmError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.recipe_files import load_recipe, parse_recipe, to_yaml
@@ -73,6 +74,7 @@ def test_a_run_without_a_recipe(in_tiny_world, photos, add_control):
 
     recipe = load_recipe(run)
     assert recipe.controls[0].name == "softedge" and recipe.data.source == "images"
+    assert recipe.controls[0].init == "dsm" and recipe.training.dsm_warmup_steps == recipe.training.num_steps == 4
     for file in run.rglob("*.safetensors"):
         with safe_open(file, "pt") as weights:
             assert "name: softedge" in weights.metadata()["jdmctl_recipe"]
@@ -81,13 +83,27 @@ def test_a_run_without_a_recipe(in_tiny_world, photos, add_control):
     assert [record["step"] for record in steps] == [1, 2, 3, 4]
     assert {"fidelity_norm", "softedge_norm", "softedge_energy", "fake_score_loss"} <= steps[0].keys()
     validations = [record for record in metrics(run) if record["event"] == "validation"]
-    assert [record["step"] for record in validations] == [0, 2, 4]
+    assert [(record["stage"], record["step"]) for record in validations] == [
+        (stage, step) for stage in ("dsm-warmup", "training") for step in (0, 2, 4)
+    ]
     assert all(len(record["adherence"]) == 1 for record in validations)
 
     assert sorted(path.name for path in (run / "previews").iterdir()) == ["step-000000.png", "step-000004.png"]
     assert Image.open(run / "curve.png").size[0] > 100
     assert "step-000004" in {path.name for path in (run / "checkpoints").iterdir()}
     assert not [path for path in run.rglob(".*")]
+
+
+@pytest.mark.parametrize(
+    "data, overrides",
+    [("photos", ["controls.softedge.init=student"]), ("photos", ["training.dsm_warmup_steps=0"]), ("prompts", [])],
+)
+def test_a_branch_begins_at_the_student_if_said_or_without_pictures(in_tiny_world, photos, data, overrides):
+    Path("prompts.txt").write_text("a red cube\n")
+    given = {"model.student": "tiny", "model.teacher": "tiny", "controls": [{"name": "softedge"}]}
+    found = data_changes(str(photos if data == "photos" else "prompts.txt"))
+    recipe, _ = plan("", given | found, overrides, None, False)
+    assert recipe.controls[0].init == "student" and not recipe.training.dsm_warmup_steps
 
 
 def test_json_lines(in_tiny_world, photos, add_control):

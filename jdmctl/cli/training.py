@@ -68,10 +68,22 @@ def plan(
     for number in range(len(values.get("controls", [])) if init else 0):
         set_value(values, f"controls.{number}.init", init)
     recipe = parse_recipe(values, overrides, source, to_add)
+    if to_add and not init and _may_denoise_first(recipe, overrides):
+        for number in range(len(recipe.controls)):
+            set_value(values, f"controls.{number}.init", "dsm")
+        set_value(values, "training.dsm_warmup_steps", recipe.training.num_steps)
+        recipe = parse_recipe(values, overrides, source, to_add)
     if recipe.command != command:
         right = f"jdmctl {recipe.command}"
         raise RecipeError(f"{source} is a recipe of {right}", hint=f"{right} {name or source}")
     return recipe, folder or Path("runs", recipe.name)
+
+
+def _may_denoise_first(recipe: Recipe, overrides: Sequence[str]) -> bool:
+    """Whether branches can begin by denoising on the teacher, as they best do, and nobody said how they begin."""
+    keys = [text.partition("=")[0].strip() for text in overrides]
+    is_said = any(key.endswith((".init", ".dsm_warmup_steps")) or key == "controls" for key in keys)
+    return bool(recipe.controls) and recipe.method == "jdm" and recipe.data.has_pictures and not is_said
 
 
 def _family(teacher: str) -> str:
