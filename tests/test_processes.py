@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from two_processes import start, together
 from jdmctl.errors import RunInterrupted
 from jdmctl.training import processes
 from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.plan import Stage
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -136,3 +137,33 @@ def halt(accelerator, folder: Path) -> None:
 def test_two_processes_halt_at_the_same_step_and_not_while_they_warm_up(tmp_path):
     together(tmp_path, halt, tmp_path)
     assert Checkpoints(tmp_path / "checkpoints").latest().name == "step-000010"
+
+
+class LateReader(Checkpoints):
+    """The second process reads a second after the first."""
+
+    def load(self, path):
+        read = self.folder / ".read"
+        while int(os.environ["RANK"]) and not read.exists():
+            time.sleep(0.02)
+        time.sleep(int(os.environ["RANK"]))
+        found = super().load(path)
+        read.touch()
+        return found
+
+
+def resume(accelerator, folder: Path) -> None:
+    step = ToyStep()
+    train(LateReader(folder), step, two_stages(step), accelerator=accelerator, resume=True)
+
+
+def two_stages(step: ToyStep) -> list[Stage]:
+    return stages(step, 0, 10) + [replace(stages(step, 0, 10)[0], name="second", prefix="second")]
+
+
+def test_nothing_is_saved_or_deleted_before_all_have_read(tmp_path):
+    """The first process enters the second stage at once, and its save there deletes what the other is yet to read."""
+    step = ToyStep()
+    train(Checkpoints(tmp_path / "checkpoints"), step, two_stages(step)[:1])
+    together(tmp_path, resume, tmp_path / "checkpoints")
+    assert Checkpoints(tmp_path / "checkpoints").latest().name == "second-000010"

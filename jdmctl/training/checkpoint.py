@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jdmctl.errors import MissingWeightsError
-from jdmctl.training.atomic import remove_partial, whole_folder
+from jdmctl.training.atomic import put_back, remove_partial, whole_folder
 
 STATE_FILE = "state.json"
 TensorGroups = Mapping[str, Mapping[str, Tensor]]  # file stem -> tensor name -> tensor
@@ -59,7 +59,11 @@ class Checkpoints:
             raise _unreadable(path, error) from error
 
     def latest(self) -> Path | None:
-        """The complete checkpoint that is furthest in the run. Raises MissingWeightsError for a damaged one."""
+        """The complete checkpoint that is furthest in the run. Raises MissingWeightsError for a damaged one.
+
+        One that a killed process laid aside, to save it again, is among them.
+        """
+        put_back(self.folder)
         orders = {}
         for file in self.folder.glob(f"[!.]*/{STATE_FILE}"):
             orders[file.parent] = self.state(file.parent)["order"]

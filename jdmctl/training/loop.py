@@ -48,6 +48,7 @@ def fit(
     loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
     if resume and (path := checkpoints.latest()):
         state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)
+        accelerator.wait_for_everyone()  # no process may save, and delete what was before, until all have read
         _require_no_fewer_steps(stages[state.stage], state.step, path)
         state.halted = state.halted and settings.stop_on_alarm and state.step > 0
     else:
