@@ -4,10 +4,12 @@ import os
 import signal
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast
 from torch import nn
 from toy_training import ToyStep, Watcher, stages, train
@@ -17,6 +19,7 @@ from jdmctl.errors import RunInterrupted
 from jdmctl.training import processes
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.plan import Stage
+from jdmctl.training.run import make_accelerator
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -167,3 +170,21 @@ def test_nothing_is_saved_or_deleted_before_all_have_read(tmp_path):
     train(Checkpoints(tmp_path / "checkpoints"), step, two_stages(step)[:1])
     together(tmp_path, resume, tmp_path / "checkpoints")
     assert Checkpoints(tmp_path / "checkpoints").latest().name == "second-000010"
+
+
+def test_processes_wait_for_hours(monkeypatch):
+    """What accelerate tells torch in the second of two processes: by itself NCCL waits for ten minutes, gloo for 30."""
+    told = {}
+
+    def begin(**settings):
+        told.update(settings)
+        raise InterruptedError
+
+    names = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    for name, number in names.items():
+        monkeypatch.setenv(name, str(number))
+    monkeypatch.setattr(torch.distributed, "init_process_group", begin)
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # as in a new process
+    with pytest.raises(InterruptedError):
+        make_accelerator("cpu", "fp32")
+    assert told["backend"] == "gloo" and told["timeout"] >= timedelta(hours=2)
