@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from jdmctl.errors import JdmError, MissingWeightsError
 from jdmctl.training.atomic import whole_folder
 from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.memory import PeakBytes
 
 TENSORS = {
     "weights": {"a": torch.arange(3.0)},
@@ -30,6 +32,33 @@ def test_what_is_saved_comes_back(tmp_path):
     for stem, group in TENSORS.items():
         for name, value in group.items():
             assert torch.equal(tensors[stem][name], value) and tensors[stem][name].dtype == value.dtype
+
+
+class OnDevice(PeakBytes):
+    """Torch's `meta` in place of a GPU: what comes from it is ones, and only what is made on it is counted."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs["device"].type == "cpu":
+            return torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype).fill_(1)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _see(self, tensor, given):
+        if tensor.is_meta:
+            super()._see(tensor, given)
+
+
+def test_saving_takes_no_memory_on_the_device(tmp_path):
+    """Weights that lie channels last are made contiguous on the CPU; on the device that would be as much again."""
+    weights = {
+        "last": torch.empty(4, 3, 2, 2, device="meta").to(memory_format=torch.channels_last),
+        "turned": torch.empty(3, 2, device="meta", dtype=torch.bfloat16).T,
+        "first": nn.Parameter(torch.empty(5, device="meta")),
+    }
+    with OnDevice() as seen:
+        path = Checkpoints(tmp_path).save("step-000001", {"weights": weights}, {"order": 1})
+    assert seen.peak == 0
+    for name, value in Checkpoints(tmp_path).load(path)[0]["weights"].items():
+        assert torch.equal(value, torch.ones(weights[name].shape, dtype=weights[name].dtype)) and value.is_contiguous()
 
 
 def test_every_safetensors_file_carries_the_recipe(tmp_path):

@@ -38,8 +38,8 @@ class Checkpoints:
         path = self.folder / name
         with whole_folder(path) as partial:
             for stem, group in tensors.items():
-                contiguous = {key: value.detach().contiguous() for key, value in group.items()}
-                save_file(contiguous, partial / f"{stem}.safetensors", dict(self.metadata) or None)
+                apart = {key: value.detach().cpu().contiguous() for key, value in group.items()}  # none on the device
+                save_file(apart, partial / f"{stem}.safetensors", dict(self.metadata) or None)
             (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         return path
 
