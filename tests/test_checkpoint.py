@@ -3,14 +3,20 @@
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from jdmctl.errors import JdmError, MissingWeightsError
 from jdmctl.training.atomic import whole_folder
 from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.memory import PeakBytes
 
 TENSORS = {
     "weights": {"a": torch.arange(3.0)},
@@ -26,6 +32,33 @@ def test_what_is_saved_comes_back(tmp_path):
     for stem, group in TENSORS.items():
         for name, value in group.items():
             assert torch.equal(tensors[stem][name], value) and tensors[stem][name].dtype == value.dtype
+
+
+class OnDevice(PeakBytes):
+    """Torch's `meta` in place of a GPU: what comes from it is ones, and only what is made on it is counted."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].is_meta and kwargs["device"].type == "cpu":
+            return torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype).fill_(1)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _see(self, tensor, given):
+        if tensor.is_meta:
+            super()._see(tensor, given)
+
+
+def test_saving_takes_no_memory_on_the_device(tmp_path):
+    """Weights that lie channels last are made contiguous on the CPU; on the device that would be as much again."""
+    weights = {
+        "last": torch.empty(4, 3, 2, 2, device="meta").to(memory_format=torch.channels_last),
+        "turned": torch.empty(3, 2, device="meta", dtype=torch.bfloat16).T,
+        "first": nn.Parameter(torch.empty(5, device="meta")),
+    }
+    with OnDevice() as seen:
+        path = Checkpoints(tmp_path).save("step-000001", {"weights": weights}, {"order": 1})
+    assert seen.peak == 0
+    for name, value in Checkpoints(tmp_path).load(path)[0]["weights"].items():
+        assert torch.equal(value, torch.ones(weights[name].shape, dtype=weights[name].dtype)) and value.is_contiguous()
 
 
 def test_every_safetensors_file_carries_the_recipe(tmp_path):
@@ -109,6 +142,113 @@ def test_an_exception_inside_leaves_the_folder_as_it_was(tmp_path):
             raise ZeroDivisionError
     assert os.listdir(tmp_path) == ["controlnet"]
     assert os.listdir(target) == ["old"]
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+@pytest.mark.parametrize("error", [OSError(errno.EACCES, "no"), SystemExit(143)])
+def test_what_is_there_stays_if_it_cannot_be_replaced(tmp_path, monkeypatch, error, is_here):
+    """Each renaming fails once, before or after it is done: by a disk, or by the exception that SIGTERM becomes."""
+    target, rename = tmp_path / "made", Path.rename
+    (target / "both").mkdir(parents=True)
+    (target / "old").write_text("old")
+    if is_here:
+        monkeypatch.chdir(target)
+
+    def replace(fails_at, is_done):
+        calls = count()
+
+        def failing(path, to):
+            fails = next(calls) == fails_at
+            if is_done or not fails:
+                rename(path, to)
+            if fails:
+                raise error
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "rename", failing)
+            with whole_folder(target) as partial:
+                (partial / "both").mkdir()
+                (partial / "new").write_text("new")
+
+    for is_done in (False, True):
+        for number in range(4 if is_here else 2):
+            with pytest.raises(JdmError if isinstance(error, OSError) else SystemExit):
+                replace(number, is_done)
+            assert sorted(os.listdir(target)) == ["both", "old"]
+            assert os.listdir(tmp_path) == ["made"]
+    replace(-1, False)
+    assert sorted(os.listdir(target)) == ["both", "new"] and os.listdir(tmp_path) == ["made"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from jdmctl.training.atomic import whole_folder
+
+calls, rename = [], Path.rename
+
+def killing(path, to):
+    calls.append(path)
+    if len(calls) == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(path, to)
+
+Path.rename = killing
+with whole_folder(Path(sys.argv[1])) as partial:
+    (partial / "state.json").write_text('{"order": 1, "which": "new"}')
+"""
+
+
+@pytest.mark.parametrize(("killed_at", "which"), [(1, "old"), (2, "old"), (3, "new")])
+def test_a_checkpoint_survives_kill_9_while_it_is_replaced(tmp_path, killed_at, which):
+    """Before the old one is laid aside, before the new one takes its name, and before the old one goes."""
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.save("step-000001", TENSORS, {"order": 1, "which": "old"})
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path), str(killed_at)])
+    assert done.returncode == -signal.SIGKILL
+    assert checkpoints.latest() == path and checkpoints.state(path)["which"] == which
+    assert (len(checkpoints.load(path)[0]) == len(TENSORS)) == (which == "old")
+    checkpoints.save("step-000001", TENSORS, {"order": 1, "which": "again"})
+    assert os.listdir(tmp_path) == ["step-000001"] and checkpoints.state(path)["which"] == "again"
+
+
+@pytest.mark.parametrize("killed_at", [1, 2, 3])
+def test_a_folder_that_kill_9_left_aside_is_put_back_by_the_next_that_fails(tmp_path, killed_at):
+    target = tmp_path / "made"
+    with whole_folder(target) as partial:
+        (partial / "state.json").write_text("old")
+    subprocess.run([sys.executable, "-c", KILLED, str(target), str(killed_at)])
+    with pytest.raises(ZeroDivisionError), whole_folder(target):
+        raise ZeroDivisionError
+    assert os.listdir(target) == ["state.json"]
+
+
+def test_what_kill_9_left_of_other_checkpoints_goes_with_them(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for number, at in enumerate((1, 2, 3)):
+        path = checkpoints.save(f"step-00000{number}", TENSORS, {"order": number})
+        subprocess.run([sys.executable, "-c", KILLED, str(path), str(at)])
+    checkpoints.save("step-000004", TENSORS, {"order": 4})
+    checkpoints.prune({"step-000004"})
+    assert os.listdir(tmp_path) == ["step-000004"]
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_link_is_followed_and_a_file_is_not_replaced(tmp_path, is_file):
+    """The folder that a link names is replaced, where it is."""
+    (tmp_path / "far").mkdir()
+    target, link = tmp_path / "far" / "made", tmp_path / "link"
+    link.symlink_to(target)
+    target.write_text("mine") if is_file else (target / "old").mkdir(parents=True)
+    if is_file:
+        with pytest.raises(JdmError, match="could not save .*link"), whole_folder(link):
+            pass
+        assert target.read_text() == "mine"
+    else:
+        with whole_folder(link) as partial:
+            (partial / "new").write_text("new")
+        assert os.listdir(target) == ["new"]
+    assert link.is_symlink() and os.listdir(tmp_path / "far") == ["made"]
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path):

@@ -12,11 +12,13 @@ from toy_training import TEACHER, ToyBatches, ToyStep, Watcher, stages, train
 
 from jdmctl.errors import JdmError, MissingWeightsError, NonFiniteLossError, RunInterrupted
 from jdmctl.training import interrupt
+from jdmctl.training.adamw import AdamW
 from jdmctl.training.calibration import Balance, calibrated_weights, is_level, rebalanced_weights
 from jdmctl.training.checkpoint import Checkpoints
 from jdmctl.training.ema import MovingAverage
-from jdmctl.training.plan import Rate
-from jdmctl.types import EnergyWeights, Losses
+from jdmctl.training.plan import Rate, Stage
+from jdmctl.training.state import TrainingState
+from jdmctl.types import EnergyWeights, Losses, Phase
 
 
 class StopAt(Watcher):
@@ -159,6 +161,65 @@ def test_a_run_may_be_resumed_to_end_where_it_was_stopped(tmp_path):
         state, watcher = train(tmp_path, again, stages(again, num_steps=5), resume=True)
         assert state.best["name"] == "step-000005" and torch.equal(step.student, again.student) and not again.calls
         assert [record["step"] for record in watcher.records if record["event"] == "validation"] == [5] * times
+
+
+def regressed(step: ToyStep) -> list[Stage]:
+    """The student alone, by an optimiser of its own, before the fake score and it are trained as usual."""
+    phase = Phase("regression", step.student_loss, (step.student,))
+    alone = SimpleNamespace(phases=(phase,))
+    return [Stage("regression", alone, 10, "regression", averaged=(step.student,)), *stages(step, 10, 20)]
+
+
+def kept_moments(folder, name="step-000020") -> set[str]:
+    """Of which phases a checkpoint holds moments."""
+    tensors, _ = Checkpoints(folder / "checkpoints").load(folder / "checkpoints" / name)
+    return {key.split(".")[0] for key in tensors["optimizer"]}
+
+
+REGRESSION = {"regression": AdamW(0.05), "fake_score": AdamW(0.05), "student": AdamW(0.03)}
+
+
+def test_moments_go_with_the_last_stage_that_needs_them(tmp_path):
+    """The regression's are there at its end and gone from the next stage's start on, on the device and in checkpoints;
+    the fake score's stay from its warm-up."""
+    step, seen = ToyStep(), []
+
+    class Looks(Checkpoints):
+        def save(self, name, tensors, state):
+            path = super().save(name, tensors, state)
+            seen.append((name, sorted(kept_moments(tmp_path, name))))
+            return path
+
+    state, _ = train(Looks(tmp_path / "checkpoints"), step, regressed(step), optimizers=REGRESSION)
+    assert seen == [
+        ("regression-000000", []),
+        ("regression-000010", ["regression"]),
+        ("fake-score-warmup-000000", []),
+        ("fake-score-warmup-000010", ["fake_score"]),
+        ("step-000000", ["fake_score"]),
+        ("step-000010", ["fake_score", "student"]),
+        ("step-000020", ["fake_score", "student"]),
+    ]
+    assert [name for name, optimizer in state.optimizers.items() if optimizer.state] == ["fake_score", "student"]
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+@pytest.mark.parametrize(("stage", "at"), [("regression", 4), ("fake-score-warmup", 10), ("training", 4)])
+def test_a_run_whose_moments_went_is_resumed_bit_identical(tmp_path, monkeypatch, stage, at, is_older):
+    """From checkpoints of versions that kept them, too: what these hold for nothing is not kept any longer."""
+    whole, cut, again = ToyStep(), ToyStep(), ToyStep()
+    changes = {"optimizers": REGRESSION, "log_every_steps": 2}
+    state, _ = train(tmp_path / "whole", whole, regressed(whole), **changes)
+    with monkeypatch.context() as patched, pytest.raises(RunInterrupted):
+        if is_older:
+            patched.setattr(TrainingState, "forget", lambda self, names: None)
+        train(tmp_path / "cut", cut, regressed(cut), watcher=StopAt(cut, stage, at), **changes)
+    latest = Checkpoints(tmp_path / "cut" / "checkpoints").latest().name
+    assert ("regression" in kept_moments(tmp_path / "cut", latest)) == (is_older or stage == "regression")
+    resumed, _ = train(tmp_path / "cut", again, regressed(again), resume=True, **changes)
+    for a, b in zip(everything(whole, state), everything(again, resumed), strict=True):
+        assert torch.equal(a, b)
+    assert kept_moments(tmp_path / "cut") == kept_moments(tmp_path / "whole") == {"fake_score", "student"}
 
 
 def test_on_start_runs_once_however_often_the_run_is_resumed(tmp_path):

@@ -3,11 +3,13 @@
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast
 from torch import nn
 from toy_training import ToyStep, Watcher, stages, train
@@ -16,6 +18,8 @@ from two_processes import start, together
 from jdmctl.errors import RunInterrupted
 from jdmctl.training import processes
 from jdmctl.training.checkpoint import Checkpoints
+from jdmctl.training.plan import Stage
+from jdmctl.training.run import make_accelerator
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
@@ -136,3 +140,51 @@ def halt(accelerator, folder: Path) -> None:
 def test_two_processes_halt_at_the_same_step_and_not_while_they_warm_up(tmp_path):
     together(tmp_path, halt, tmp_path)
     assert Checkpoints(tmp_path / "checkpoints").latest().name == "step-000010"
+
+
+class LateReader(Checkpoints):
+    """The second process reads a second after the first."""
+
+    def load(self, path):
+        read = self.folder / ".read"
+        while int(os.environ["RANK"]) and not read.exists():
+            time.sleep(0.02)
+        time.sleep(int(os.environ["RANK"]))
+        found = super().load(path)
+        read.touch()
+        return found
+
+
+def resume(accelerator, folder: Path) -> None:
+    step = ToyStep()
+    train(LateReader(folder), step, two_stages(step), accelerator=accelerator, resume=True)
+
+
+def two_stages(step: ToyStep) -> list[Stage]:
+    return stages(step, 0, 10) + [replace(stages(step, 0, 10)[0], name="second", prefix="second")]
+
+
+def test_nothing_is_saved_or_deleted_before_all_have_read(tmp_path):
+    """The first process enters the second stage at once, and its save there deletes what the other is yet to read."""
+    step = ToyStep()
+    train(Checkpoints(tmp_path / "checkpoints"), step, two_stages(step)[:1])
+    together(tmp_path, resume, tmp_path / "checkpoints")
+    assert Checkpoints(tmp_path / "checkpoints").latest().name == "second-000010"
+
+
+def test_processes_wait_for_hours(monkeypatch):
+    """What accelerate tells torch in the second of two processes: by itself NCCL waits for ten minutes, gloo for 30."""
+    told = {}
+
+    def begin(**settings):
+        told.update(settings)
+        raise InterruptedError
+
+    names = {"RANK": 1, "LOCAL_RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    for name, number in names.items():
+        monkeypatch.setenv(name, str(number))
+    monkeypatch.setattr(torch.distributed, "init_process_group", begin)
+    monkeypatch.setattr(PartialState, "_shared_state", {})  # as in a new process
+    with pytest.raises(InterruptedError):
+        make_accelerator("cpu", "fp32")
+    assert told["backend"] == "gloo" and told["timeout"] >= timedelta(hours=2)

@@ -14,41 +14,72 @@ from safetensors import SafetensorError
 from jdmctl.errors import JdmError
 
 _MARK = ".partial"
+_ASIDE = ".aside"
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Write into the folder that is yielded; it takes `folder`'s place only once everything is on the disk.
 
-    Raises JdmError if the disk is full or not writable; nothing is left behind then, and what was there stays.
+    Raises JdmError if the disk is full or not writable; nothing is left behind then, and what was there stays. It lies
+    hidden beside its place where a process is killed right between its going and the new one's coming; the next call
+    puts it back, or `put_back` does.
     """
-    place = Path(os.path.abspath(folder))  # "." has no name of its own
-    partial = place.with_name(f".{place.name}{_MARK}")
+    place = Path(os.path.realpath(folder))  # "." has no name of its own, and a link stays
+    partial, aside = (place.with_name(f".{place.name}{mark}") for mark in (_MARK, _ASIDE))
     try:
         with writing(folder):
+            _put_back(aside, place)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
             for path in sorted(partial.rglob("*")):
                 _to_disk(path)
             _to_disk(partial)
-            _replace(place, partial)
-            _to_disk(place.parent)
+            _replace(place, partial, aside)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _replace(folder: Path, partial: Path) -> None:
-    """The folder that the command runs in is filled: one put in its place would leave whoever stands in it nowhere."""
-    if folder.exists() and folder.samefile(Path.cwd()):
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for path in partial.iterdir():
-            path.rename(folder / path.name)
-        return
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+def put_back(folder: Path) -> None:
+    """Give what a killed process laid aside in `folder`, and did not replace, its name again. Raises JdmError."""
+    for aside in folder.glob(f".*{_ASIDE}"):
+        place = aside.with_name(aside.name[1:].removesuffix(_ASIDE))
+        with writing(place), suppress(FileNotFoundError):  # another process of the run was first
+            _put_back(aside, place)
+
+
+def _put_back(aside: Path, place: Path) -> None:
+    if aside.exists() and not place.exists():
+        aside.rename(place)
+
+
+def _replace(place: Path, partial: Path, aside: Path) -> None:
+    """Lay the old one aside, and put the new one in its place; whatever fails, what is done of that is undone.
+
+    The folder that the command runs in is emptied and filled: one put in its place would leave whoever stands in it
+    nowhere. The old one ends as `partial`, so that what lies aside is always whole.
+    """
+    shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed once the new one was in place
+    moves = [(place, aside)] if place.is_dir() else []
+    moves.append((partial, place))
+    if place.is_dir() and place.samefile(Path.cwd()):
+        aside.mkdir()
+        moves = [(path, aside / path.name) for path in place.iterdir()]
+        moves += [(path, place / path.name) for path in partial.iterdir()]
+    try:
+        for source, target in moves:
+            source.rename(target)
+        _to_disk(place.parent)
+    except BaseException:
+        for source, target in reversed(moves):
+            if not os.path.lexists(source):
+                target.rename(source)
+        with suppress(OSError):  # it is there and empty only of the folder that the command runs in
+            aside.rmdir()
+        raise
+    if aside.exists():
+        aside.rename(partial)
 
 
 @contextmanager
@@ -109,8 +140,8 @@ def append_whole(descriptor: int, line: bytes) -> None:
 
 
 def remove_partial(folder: Path) -> None:
-    """Clear what a killed process left half-written in `folder`."""
-    for path in folder.glob(f".*{_MARK}"):
+    """Clear what a killed process left in `folder`, half-written or replaced; `put_back` comes first."""
+    for path in (*folder.glob(f".*{_MARK}"), *folder.glob(f".*{_ASIDE}")):
         shutil.rmtree(path, ignore_errors=True)
 
 

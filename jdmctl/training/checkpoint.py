@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from jdmctl.errors import MissingWeightsError
-from jdmctl.training.atomic import remove_partial, whole_folder
+from jdmctl.training.atomic import put_back, remove_partial, whole_folder
 
 STATE_FILE = "state.json"
 TensorGroups = Mapping[str, Mapping[str, Tensor]]  # file stem -> tensor name -> tensor
@@ -38,8 +38,8 @@ class Checkpoints:
         path = self.folder / name
         with whole_folder(path) as partial:
             for stem, group in tensors.items():
-                contiguous = {key: value.detach().contiguous() for key, value in group.items()}
-                save_file(contiguous, partial / f"{stem}.safetensors", dict(self.metadata) or None)
+                apart = {key: value.detach().cpu().contiguous() for key, value in group.items()}  # none on the device
+                save_file(apart, partial / f"{stem}.safetensors", dict(self.metadata) or None)
             (partial / STATE_FILE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         return path
 
@@ -59,7 +59,11 @@ class Checkpoints:
             raise _unreadable(path, error) from error
 
     def latest(self) -> Path | None:
-        """The complete checkpoint that is furthest in the run. Raises MissingWeightsError for a damaged one."""
+        """The complete checkpoint that is furthest in the run. Raises MissingWeightsError for a damaged one.
+
+        One that a killed process laid aside, to save it again, is among them.
+        """
+        put_back(self.folder)
         orders = {}
         for file in self.folder.glob(f"[!.]*/{STATE_FILE}"):
             orders[file.parent] = self.state(file.parent)["order"]

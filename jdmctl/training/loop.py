@@ -48,6 +48,8 @@ def fit(
     loop = _Loop(stages, batches, settings, accelerator, checkpoints, observer, extra or {}, state)
     if resume and (path := checkpoints.latest()):
         state.load(checkpoints, path, [stage.averaged for stage in stages], loop.extra)
+        loop.forget_finished()  # of checkpoints of older versions, which kept all moments
+        accelerator.wait_for_everyone()  # no process may save, and delete what was before, until all have read
         _require_no_fewer_steps(stages[state.stage], state.step, path)
         state.halted = state.halted and settings.stop_on_alarm and state.step > 0
     else:
@@ -91,6 +93,7 @@ class _Loop:
         state = self.state
         if index > state.stage:
             state.enter(index, stage.averaged)
+            self.forget_finished()
             stage.on_start()
             self.look(stage)
             self.save(stage)
@@ -113,6 +116,11 @@ class _Loop:
             self.after_step(stage)
         if index + 1 < len(self.stages):
             state.average.copy_to_parameters()
+
+    def forget_finished(self) -> None:
+        """Hold, and save, only the moments of phases that this stage or a later one has."""
+        left = {phase.name for stage in self.stages[self.state.stage :] for phase in stage.step.phases}
+        self.state.forget(self.state.parameters.keys() - left)
 
     def update(self, phase: Phase, rate: float) -> Tensor:
         """One optimiser update of one phase, its learning rate times `rate`; returns its loss."""

@@ -68,11 +68,6 @@ def average_bytes(averaged: Sequence[nn.Parameter]) -> int:
     return _size(averaged)
 
 
-def gradient_bytes(parameters: Sequence[nn.Parameter]) -> int:
-    """Of one phase's gradients, at the end of its backward pass; no other phase has any then."""
-    return _size(parameters)
-
-
 @dataclass(frozen=True)
 class Working:
     """The most bytes that one update of a phase holds at once, beside weights, optimiser and average."""

@@ -10,11 +10,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from safetensors.torch import load_file, save_file
 
 from jdmctl.errors import JdmError
@@ -28,6 +30,9 @@ from jdmctl.training.state import Stateful
 from jdmctl.training.tracking import EventFiles
 
 RECIPE_FILE = "recipe.yaml"
+# The others wait while one process validates, draws previews and saves, which may outlast NCCL's own ten minutes. Where
+# one has died there is nothing to wait for: a launcher ends the others.
+_PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ def make_accelerator(device: str, precision: str) -> Accelerator:
     if device.startswith("cuda:"):
         os.environ["ACCELERATE_TORCH_DEVICE"] = device
     is_cpu = device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    return Accelerator(cpu=is_cpu, mixed_precision="bf16" if precision == "bf16" else "no")
+    group = InitProcessGroupKwargs(timeout=_PATIENCE)
+    return Accelerator(cpu=is_cpu, mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=[group])
 
 
 def require_new(folder: Path, command: str = "") -> None:
