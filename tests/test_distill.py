@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from jdmctl.build import build_family, build_roles, build_trained
+from jdmctl.build import build_family, build_jdm_step, build_roles, build_trained
 from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
 from jdmctl.comparison.contest import build_base
@@ -230,6 +230,22 @@ def test_a_teacher_s_sample_does_not_depend_on_who_asks():
     assert torch.equal(noise[[1, 0]], again) and torch.equal(latents[[1, 0]], others)
     torch.testing.assert_close(latents[2], noise[2] * 2)  # 17 is the second of its chunk of 16
     assert asked == [8, 16, 16, 16, 8]
+
+
+@pytest.mark.parametrize("guidance", ["coupled", "decoupled"])
+def test_guidance_leads_away_from_the_prompt_that_all_others_are_made_like(in_tiny_world, monkeypatch, guidance):
+    """A loss is computed under autocast, where the text encoder would answer in bfloat16: it is asked before, once, in
+    float32."""
+    recipe = load_recipe("tiny/distill", [*QUICK, "training.precision=bf16", f"objective.guidance={guidance}"])
+    family, accelerator = build_roles(recipe, "cpu"), make_accelerator("cpu", "bf16")
+    expected, encode, asked = family.empty_prompt(3), family.encode_prompt, []
+    monkeypatch.setattr(family, "encode_prompt", lambda texts: asked.append(texts) or encode(texts))
+    step = build_jdm_step(recipe, family, {})
+    with accelerator.autocast():
+        found = (step.guidance or step.teacher).empty_prompt(3)
+        (step.guidance or step.teacher).empty_prompt(2)
+    assert torch.equal(found, expected) and found.dtype == torch.float32
+    assert asked == [[""]]
 
 
 def test_regression_is_zero_where_the_student_is_its_teacher():
