@@ -19,7 +19,6 @@ from jdmctl.recipe_files import load_recipe, parse_recipe
 from jdmctl.recipe_sections import Model
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.steps.regression import RegressionStep
-from jdmctl.training.teacher_samples import TeacherSamples
 from jdmctl.types import Batch
 
 QUICK = (
@@ -150,10 +149,13 @@ def test_what_the_critic_takes_for_true(in_tiny_world, tiny_folders, many_photos
     assert (batches.batch("critic", 0).latents is None) == (positives == "pictures")
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders, many_photos, jdmctl):
-    """The ratio's running means are a part of the state: without them the second half would weigh otherwise."""
+@pytest.mark.parametrize("more", [(), ("critic.positives=teacher", "training.regression_steps=3")])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders, many_photos, jdmctl, more):
+    """The ratio's running means are a part of the state: without them the second half would weigh otherwise. So are not
+    the teacher's samples, which are drawn again."""
     words = ("--teacher", tiny_folders[0], "--data", many_photos, "--divergence", "forward-kl", *SET,
              "--set", "training.save_every_steps=1", "--set", "training.lr_warmup_steps=1")  # fmt: skip
+    words += tuple(word for change in more for word in ("--set", change))
     jdmctl("distill", *words, "--set", "training.num_steps=4", "-o", "whole")
     jdmctl("distill", *words, "-o", "half")  # 2 steps
     jdmctl("distill", "half", "--resume", "--num-steps", 4)
@@ -212,24 +214,6 @@ def test_what_does_not_fit_together_is_told(changes, message):
     values = {"name": "x", "method": "distill", "model": {"teacher": "tiny"}, "data": {"source": "tiny"}}
     with pytest.raises(RecipeError, match=message):
         parse_recipe(values, changes)
-
-
-def test_a_teacher_s_sample_does_not_depend_on_who_asks():
-    """Its noise and answer follow from its number alone, in any order and company."""
-    asked = []
-
-    def sample(noise, texts):
-        asked.append(len(texts))
-        return noise * torch.arange(1, len(texts) + 1).view(-1, 1, 1, 1)
-
-    def make():
-        return TeacherSamples(sample, str, 40, (1, 2, 2), seed=3)
-
-    noise, latents = make().take([35, 2, 17])
-    again, others = make().take([2, 35])
-    assert torch.equal(noise[[1, 0]], again) and torch.equal(latents[[1, 0]], others)
-    torch.testing.assert_close(latents[2], noise[2] * 2)  # 17 is the second of its chunk of 16
-    assert asked == [8, 16, 16, 16, 8]
 
 
 @pytest.mark.parametrize("guidance", ["coupled", "decoupled"])
