@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from jdmctl.families.checkpointing import checkpoint_activations
 from jdmctl.families.heads import RatioCritic
 from jdmctl.families.identify import lone_file
 from jdmctl.families.names import family_class
+from jdmctl.families.prompts import repeat
 from jdmctl.families.students import student_at, student_of_file, students
 from jdmctl.objectives.anchor import Anchor
 from jdmctl.objectives.divergence import load_divergence
@@ -38,7 +39,7 @@ from jdmctl.training.energies import ControlEnergy, RewardEnergy, extract
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.nct import NCTStep
-from jdmctl.types import Energy, EnergyWeights
+from jdmctl.types import Energy, EnergyWeights, Prompt
 
 
 def resolve(path: str, role: str) -> str:
@@ -223,13 +224,12 @@ def build_jdm_step(
     name = objective.divergence
     is_distance = name in SCORE_DIVERGENCES
     matching = ScoreDivergence(cast(Any, name)) if is_distance else Matching(objective.weight)
-    empty_prompt = functools.cache(family.empty_prompt)
     guidance = None
     if recipe.guidance_weight:
         times = UniformTimesteps(objective.guidance_min_time, objective.guidance_max_time)
-        guidance = PromptGuidance(recipe.guidance_weight, times, empty_prompt)
+        guidance = PromptGuidance(recipe.guidance_weight, times, _empty_prompt(family))
     elif objective.guidance == "coupled":
-        teacher = Guided(teacher, objective.guidance_scale, empty_prompt)
+        teacher = Guided(teacher, objective.guidance_scale, _empty_prompt(family))
     anchor = Anchor.here(family.student.trainable(), recipe.student.l2_to_start) if recipe.student.l2_to_start else None
     energies: list[Energy] = [ControlEnergy(control) for control in ([] if is_aware else controls.values())]
     energies += build_rewards(recipe, device)
@@ -267,6 +267,11 @@ def build_jdm_step(
         anchor=anchor,
         fidelity=objective.fidelity,
     )
+
+
+def _empty_prompt(family: Any) -> Callable[[int], Prompt]:
+    """Encoded once and here, in float32 as all prompts are: a loss is computed under autocast."""
+    return functools.partial(repeat, family.empty_prompt(1))
 
 
 def build_rewards(recipe: Recipe, device: torch.device | str) -> list[RewardEnergy]:

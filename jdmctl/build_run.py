@@ -44,7 +44,7 @@ from jdmctl.training.state import Stateful
 from jdmctl.training.steps.dsm import DSMStep
 from jdmctl.training.steps.jdm import JDMStep
 from jdmctl.training.steps.regression import RegressionStep
-from jdmctl.training.teacher_samples import TeacherSamples
+from jdmctl.training.teacher_samples import TeacherSamples, first_wanted
 from jdmctl.training.tracking import summary_writer
 from jdmctl.training.watch import Watch
 
@@ -97,7 +97,9 @@ def build_run(recipe: Recipe, accelerator: Accelerator) -> Run:
         buckets=buckets,
     )
     if phases := recipe.teacher_phases:
-        batches = replace(batches, teacher=_teacher_samples(recipe, family, train_samples), teacher_phases=phases)
+        at_once = training.batch_size // (processes * pieces)
+        drawn = _teacher_samples(recipe, family, train_samples, at_once)
+        batches = replace(batches, teacher=drawn, teacher_phases=phases)
     warmup = [control.name for control in recipe.controls if control.init == "dsm"]
     stages = [_dsm_warmup(recipe, build_dsm_step(family, warmup))] if warmup else []
     asked = recipe.data.model_dump(mode="json", exclude={"prompt_dropout", "buckets", "bucket_step_px"})
@@ -189,13 +191,15 @@ def _regression(recipe: Recipe, family: Any) -> Stage:
     return Stage(name, step, recipe.training.regression_steps, name, averaged=step.student_parameters)
 
 
-def _teacher_samples(recipe: Recipe, family: Any, samples: Samples) -> TeacherSamples:
+def _teacher_samples(recipe: Recipe, family: Any, samples: Samples, at_once: int) -> TeacherSamples:
     def sample(noise: Tensor, texts: Sequence[str]) -> Tensor:
         prompt, scale = family.encode_prompt(texts), recipe.objective.guidance_scale
         return family.multistep(noise, prompt, recipe.training.teacher_steps, scale)
 
+    walks = {"regression": recipe.training.regression_steps * recipe.training.batch_size, "critic": len(samples)}
+    in_turn = first_wanted(recipe.seed, len(samples), walks)
     device = next(family.teacher.parameters()).device
-    return TeacherSamples(sample, samples.text, len(samples), family.latent_shape, recipe.seed, device)
+    return TeacherSamples(sample, samples.text, in_turn, at_once, family.latent_shape, recipe.seed, device)
 
 
 def _jdm_stages(recipe: Recipe, step: JDMStep, balance: Balance) -> list[Stage]:

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
-from jdmctl.build import build_family, build_roles, build_trained
+from jdmctl.build import build_family, build_jdm_step, build_roles, build_trained
 from jdmctl.build_run import build_run
 from jdmctl.cli import app as cli
 from jdmctl.comparison.contest import build_base
@@ -19,7 +19,6 @@ from jdmctl.recipe_files import load_recipe, parse_recipe
 from jdmctl.recipe_sections import Model
 from jdmctl.training.run import make_accelerator
 from jdmctl.training.steps.regression import RegressionStep
-from jdmctl.training.teacher_samples import TeacherSamples
 from jdmctl.types import Batch
 
 QUICK = (
@@ -150,10 +149,13 @@ def test_what_the_critic_takes_for_true(in_tiny_world, tiny_folders, many_photos
     assert (batches.batch("critic", 0).latents is None) == (positives == "pictures")
 
 
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders, many_photos, jdmctl):
-    """The ratio's running means are a part of the state: without them the second half would weigh otherwise."""
+@pytest.mark.parametrize("more", [(), ("critic.positives=teacher", "training.regression_steps=3")])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(in_tiny_world, tiny_folders, many_photos, jdmctl, more):
+    """The ratio's running means are a part of the state: without them the second half would weigh otherwise. So are not
+    the teacher's samples, which are drawn again."""
     words = ("--teacher", tiny_folders[0], "--data", many_photos, "--divergence", "forward-kl", *SET,
              "--set", "training.save_every_steps=1", "--set", "training.lr_warmup_steps=1")  # fmt: skip
+    words += tuple(word for change in more for word in ("--set", change))
     jdmctl("distill", *words, "--set", "training.num_steps=4", "-o", "whole")
     jdmctl("distill", *words, "-o", "half")  # 2 steps
     jdmctl("distill", "half", "--resume", "--num-steps", 4)
@@ -214,22 +216,20 @@ def test_what_does_not_fit_together_is_told(changes, message):
         parse_recipe(values, changes)
 
 
-def test_a_teacher_s_sample_does_not_depend_on_who_asks():
-    """Its noise and answer follow from its number alone, in any order and company."""
-    asked = []
-
-    def sample(noise, texts):
-        asked.append(len(texts))
-        return noise * torch.arange(1, len(texts) + 1).view(-1, 1, 1, 1)
-
-    def make():
-        return TeacherSamples(sample, str, 40, (1, 2, 2), seed=3)
-
-    noise, latents = make().take([35, 2, 17])
-    again, others = make().take([2, 35])
-    assert torch.equal(noise[[1, 0]], again) and torch.equal(latents[[1, 0]], others)
-    torch.testing.assert_close(latents[2], noise[2] * 2)  # 17 is the second of its chunk of 16
-    assert asked == [8, 16, 16, 16, 8]
+@pytest.mark.parametrize("guidance", ["coupled", "decoupled"])
+def test_guidance_leads_away_from_the_prompt_that_all_others_are_made_like(in_tiny_world, monkeypatch, guidance):
+    """A loss is computed under autocast, where the text encoder would answer in bfloat16: it is asked before, once, in
+    float32."""
+    recipe = load_recipe("tiny/distill", [*QUICK, "training.precision=bf16", f"objective.guidance={guidance}"])
+    family, accelerator = build_roles(recipe, "cpu"), make_accelerator("cpu", "bf16")
+    expected, encode, asked = family.empty_prompt(3), family.encode_prompt, []
+    monkeypatch.setattr(family, "encode_prompt", lambda texts: asked.append(texts) or encode(texts))
+    step = build_jdm_step(recipe, family, {})
+    with accelerator.autocast():
+        found = (step.guidance or step.teacher).empty_prompt(3)
+        (step.guidance or step.teacher).empty_prompt(2)
+    assert torch.equal(found, expected) and found.dtype == torch.float32
+    assert asked == [[""]]
 
 
 def test_regression_is_zero_where_the_student_is_its_teacher():

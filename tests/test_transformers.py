@@ -1,9 +1,12 @@
 """What single families of transformers promise beyond the contract of all."""
 
+import json
+
 import pytest
 import torch
 from diffusers import (
     DDPMScheduler,
+    DiffusionPipeline,
     FluxControlNetModel,
     PixArtAlphaPipeline,
     SanaControlNetPipeline,
@@ -12,7 +15,7 @@ from diffusers import (
     ZImageControlNetPipeline,
 )
 from test_family_contract import PROMPTS, condition_of, drawn, noise_of, quiet, speak
-from tiny_transformers import SIZE, UNBINNED, signed
+from tiny_transformers import SIZE, TRANSFORMERS, UNBINNED, signed
 
 from jdmctl.errors import ConditionMismatchError
 from jdmctl.families.names import family_class
@@ -91,3 +94,28 @@ def test_pixart_is_told_the_picture_s_size_where_it_wants_it(tmp_path, sample_si
     with torch.no_grad():
         x0 = family.student.generate(noise, family.encode_prompt(PROMPTS))
     assert (family.codec.decode(x0).clamp(0, 1) - theirs).abs().max() < 1e-4
+
+
+SHIFTED = [tiny for tiny in TRANSFORMERS if tiny.family in ("flux", "qwen_image", "sd3", "z_image")]
+
+
+@pytest.mark.parametrize("side", [64, 128])
+@pytest.mark.parametrize("tiny", SHIFTED, ids=str)
+def test_a_shift_that_depends_on_the_size_is_the_pipeline_s_own(tiny, side, tmp_path):
+    """64 px are 64 tokens and 128 px 256, where mu is 0.4675 and 0.5; at 4096 it would be 1.15."""
+    tiny.write(tmp_path)
+    file = tmp_path / "teacher" / "scheduler" / "scheduler_config.json"
+    dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+    dynamic |= {"shift_terminal": 0.02} if tiny.family == "qwen_image" else {}
+    file.write_text(json.dumps(json.loads(file.read_text()) | dynamic))
+    family = family_class(tiny.family).load(tmp_path / "teacher", tmp_path / "student", resolution_px=side)
+    pipe = quiet(DiffusionPipeline.from_pretrained(tmp_path / "teacher"))
+    asked = {**tiny.guided, "height": side, "width": side, "output_type": "pt"}
+    noise = noise_of(family)
+    theirs = pipe([*PROMPTS], latents=tiny.latents(noise), **asked).images
+    torch.testing.assert_close(family.make_sampler(3, torch.device("cpu")).sigmas, pipe.scheduler.sigmas)
+    ours = family.codec.decode(family.multistep(noise, family.encode_prompt(PROMPTS), 3, 2.0)).clamp(0, 1)
+    assert (ours - theirs).abs().max() < 1e-4
+    mu = {64: 0.4675, 128: 0.5}[side]
+    odds = torch.tensor(3.0) * torch.tensor(mu).exp()  # at t = 0.75 sigma / (1 - sigma) is t / (1 - t), times e^mu
+    torch.testing.assert_close(family.schedule.sigma(torch.tensor(0.75)), odds / (1 + odds))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,16 +107,38 @@ class FlowFamily(TransformerFamily):
     def make_schedule(cls, config: Mapping[str, Any], backbone: nn.Module) -> tuple[NetworkSchedule, str]:
         return RectifiedFlow.from_diffusers(config), "flow_prediction"
 
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self._fit_shift()
+
+    def draw_at(self, resolution_px: int) -> None:
+        super().draw_at(resolution_px)
+        self._fit_shift()
+
     def make_sampler(self, num_steps: int, device: torch.device) -> Any:
         """Euler's method, shifted as the teacher is."""
         last = self.sampler_config.get("shift_terminal") if num_steps > 1 else None
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=self._shift(self.teacher), shift_terminal=last)
+        shift, is_dynamic = self._shift(self.teacher), self._is_dynamic
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=shift, shift_terminal=last, use_dynamic_shifting=is_dynamic)
         sigmas = np.linspace(1.0, 1 / num_steps, num_steps).tolist() if self.even_sigmas else None
-        scheduler.set_timesteps(num_steps, sigmas=sigmas, device=device)
+        scheduler.set_timesteps(num_steps, sigmas=sigmas, device=device, mu=math.log(shift) if is_dynamic else None)
         return scheduler
 
     def one_step_scheduler(self) -> Any:
         return FlowMatchEulerDiscreteScheduler(shift=self._shift(self.student))
+
+    @property
+    def _is_dynamic(self) -> bool:
+        return bool(self.sampler_config.get("use_dynamic_shifting"))
+
+    def _fit_shift(self) -> None:
+        """Where the teacher's shift depends on how many tokens a picture has, let it be that of the family's square.
+
+        The student's stays: its one call is at the time that it was trained for.
+        """
+        if self._is_dynamic:
+            number = math.prod(side // self.denoiser_class.patch for side in self.latent_shape[1:])
+            self.teacher.schedule = RectifiedFlow.from_diffusers(self.sampler_config, number)
 
     @staticmethod
     def _shift(denoiser: Any) -> float:
