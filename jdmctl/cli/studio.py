@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +40,13 @@ class Studio:
     recipe: Recipe | None = None
 
     @classmethod
-    def of_runs(cls, folders: Sequence[Path], device: str) -> Studio:
+    def of_runs(cls, folders: Sequence[Path], device: str, warn: Callable[[str], None] = lambda text: None) -> Studio:
         """The student of finished runs, with the branches of all of them.
 
         Raises JdmError for a folder that holds no finished run, and if their students or controls clash.
         """
         from jdmctl.build import build_controls, build_student, model_with_student
+        from jdmctl.build_check import check_model
 
         recipes = [recipe_of(folder) for folder in folders]
         branches: dict[str, Path] = {}
@@ -67,6 +68,8 @@ class Studio:
         lora = finished(folders[0], recipes[0], own) if own == "student_lora" else None
         if own == "student":
             model = model_with_student(recipes[0], finished(folders[0], recipes[0], own))
+        for text in check_model(model):
+            warn(text)
         family = build_student(model, branches, lora, device)
         return cls(model, branches, options, device, family, controls, lora, recipes[0])
 
@@ -78,12 +81,16 @@ class Studio:
         options: Mapping[str, Mapping[str, Any]],
         student_lora: Path | None,
         device: str,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> Studio:
         """A student of `model_of`, ControlNets and perhaps a LoRA for it."""
         from jdmctl.build import build_student, resolve
+        from jdmctl.build_check import check_model
         from jdmctl.controls.base import load_control
 
         require_known(options, branches, "--option")
+        for text in check_model(model):
+            warn(text)
         controls = {}
         for name in branches:
             given = {key: resolve(str(v), key) if str(v).startswith("tiny/") else v
