@@ -9,7 +9,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel, StableDiffusionPipe
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
 from test_family_contract import speak
-from transformers import T5Tokenizer
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from jdmctl.errors import BadInputError, ConditionMismatchError, MissingWeightsError
 from jdmctl.families.folders import load_component
@@ -297,3 +297,13 @@ def test_a_tokenizer_that_needs_sentencepiece_says_what_to_install(tmp_path, mon
     with pytest.raises(MissingWeightsError, match="cannot load T5Tokenizer") as caught:
         load_component(T5Tokenizer, tmp_path, None)
     assert ".[t5]" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [CLIPTokenizer, T5Tokenizer])
+def test_a_damaged_tokenizer_is_not_one_for_want_of_a_package(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("jdmctl.families.folders.is_sentencepiece_available", lambda: False)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind.__name__}))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(MissingWeightsError, match=f"cannot load {kind.__name__}") as caught:
+        load_component(kind, tmp_path, None)
+    assert "tokenizer.json whole? copy or download it again" in caught.value.hint

@@ -48,7 +48,7 @@ class Studio:
         from jdmctl.build import build_controls, build_student, model_with_student
         from jdmctl.build_check import check_model
 
-        recipes = [recipe_of(folder) for folder in folders]
+        recipes = [recipe_of(folder, ", or --student") for folder in folders]
         branches: dict[str, Path] = {}
         options: dict[str, Any] = {}
         controls: dict[str, Control] = {}
@@ -192,14 +192,14 @@ def model_of(student: str, teacher: str = "", **call: Any) -> Model:
 _ONE_STUDENT = "give runs on the same student, each with controls of its own"
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe of a run folder. Raises BadInputError if it is none."""
+def recipe_of(folder: Path, instead: str = "") -> Recipe:
+    """The recipe of a run folder. Raises BadInputError if it is none, and says what else there is to give."""
     from jdmctl.recipe_files import load_recipe
 
     if not (folder / "recipe.yaml").is_file():
         raise BadInputError(
             f"{folder} is not a run folder: it has no recipe.yaml",
-            hint="give the folder that jdmctl add-control made, or --student",
+            hint=f"give the folder that jdmctl add-control, align or distill made{instead}",
         )
     return load_recipe(folder)
 
@@ -226,13 +226,10 @@ def require_known(names: Mapping[str, Any], branches: Mapping[str, Any], what: s
 
 
 def _ready_map(name: str, path: str, size_px: int) -> Tensor:
-    from PIL import Image
-
-    from jdmctl.data.pictures import read_image
+    from jdmctl.data.pictures import read_image, size_of
 
     condition = read_image(path, size_px)
-    with Image.open(path) as picture:
-        width, height = picture.size
+    height, width = size_of(path)
     if (width, height) != (size_px, size_px):  # a resized map is no longer what an extractor makes
         raise ConditionMismatchError(
             f"the map {path} is {width} x {height} px, this student takes {size_px} x {size_px}",
