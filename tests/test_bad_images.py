@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jdmctl.data.pictures import read_image
+from jdmctl.data.pictures import read_image, size_of
 from jdmctl.errors import BadInputError
 
 GREY_16_BIT = 51400  # 200 * 257: the 16-bit value that stands for 200 of 255
@@ -162,6 +162,13 @@ def test_too_small(tmp_path, size):
     Image.new("RGB", size).save(tmp_path / "a.png")
     with pytest.raises(BadInputError, match=f"{size[0]} x {size[1]} px: too small"):
         read_image(tmp_path / "a.png", 16)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_large_picture_is_read_without_a_warning(tmp_path):
+    """100 megapixels: more than Pillow warns of, fewer than it refuses."""
+    Image.new("1", (10000, 10000)).save(tmp_path / "a.png")
+    assert size_of(tmp_path / "a.png") == (10000, 10000)
 
 
 def test_a_decompression_bomb(tmp_path):

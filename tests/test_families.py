@@ -8,7 +8,8 @@ import torch
 from diffusers import ControlNetModel, ControlNetUnionModel, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import save_file
-from transformers import T5Tokenizer
+from test_family_contract import speak
+from transformers import CLIPTokenizer, T5Tokenizer
 
 from jdmctl.errors import BadInputError, ConditionMismatchError, MissingWeightsError
 from jdmctl.families.folders import load_component
@@ -157,6 +158,43 @@ def test_a_branch_of_another_backbone_is_refused(family, tmp_path):
         family.add_control_branch("canny", tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"conditioning_channels": 1}, "conditioning_channels is 1, needed 3"),
+        ({"layers_per_block": 3}, "layers_per_block is 3, needed 1"),
+        (
+            {"addition_embed_type": "text_time", "addition_time_embed_dim": 8,
+             "projection_class_embeddings_input_dim": 80},
+            "addition_embed_type is text_time, needed None",
+        ),
+    ],
+)  # fmt: skip
+def test_a_branch_that_says_other_things_is_refused(family, tmp_path, change, says):
+    """A grey condition, three maps where the UNet's blocks add one and one, SDXL's size beside the text."""
+    plain = ControlNetModel.from_unet(family.student.backbone, conditioning_embedding_out_channels=(16, 32, 96)).config
+    config = {key: value for key, value in plain.items() if not key.startswith("_")}
+    ControlNetModel.from_config(config | change).save_pretrained(tmp_path / "c")
+    with pytest.raises(ConditionMismatchError, match=f"the ControlNet at .* does not fit this model: {says}") as told:
+        family.add_control_branch("canny", tmp_path / "c")
+    assert "give a ControlNet made for the same backbone" in told.value.hint
+
+
+def test_a_branch_without_attention_fits(family, tmp_path):
+    """As diffusers/controlnet-canny-sdxl-1.0-small is: its maps are as many and as large."""
+    plain = ControlNetModel.from_unet(family.student.backbone, conditioning_embedding_out_channels=(16, 32, 96)).config
+    config = {key: value for key, value in plain.items() if not key.startswith("_")}
+    blocks = ["DownBlock2D"] * len(config["down_block_types"])
+    small = {"down_block_types": blocks, "mid_block_type": "UNetMidBlock2D"}
+    ControlNetModel.from_config(config | small).save_pretrained(tmp_path / "c")
+    speak(family.add_control_branch("canny", tmp_path / "c"))
+    size, prompt = family.resolution_px, family.encode_prompt(PROMPTS)
+    controls = {"canny": torch.rand(2, 3, size, size)}
+    with torch.no_grad():
+        obeyed, free = (family.student.generate(noise(family), prompt, asked) for asked in (controls, {}))
+    assert not torch.equal(obeyed, free)
+
+
 def test_a_union_of_controls_is_refused(family, tmp_path):
     """diffusers reads it as a plain ControlNet and drops its task embedding and transformer."""
     plain = ControlNetModel.from_unet(family.student.backbone, conditioning_embedding_out_channels=(16, 32, 96)).config
@@ -259,3 +297,13 @@ def test_a_tokenizer_that_needs_sentencepiece_says_what_to_install(tmp_path, mon
     with pytest.raises(MissingWeightsError, match="cannot load T5Tokenizer") as caught:
         load_component(T5Tokenizer, tmp_path, None)
     assert ".[t5]" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", [CLIPTokenizer, T5Tokenizer])
+def test_a_damaged_tokenizer_is_not_one_for_want_of_a_package(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("jdmctl.families.folders.is_sentencepiece_available", lambda: False)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind.__name__}))
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(MissingWeightsError, match=f"cannot load {kind.__name__}") as caught:
+        load_component(kind, tmp_path, None)
+    assert "tokenizer.json whole? copy or download it again" in caught.value.hint

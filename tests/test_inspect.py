@@ -239,6 +239,55 @@ def test_what_jdmctl_trained_tells_its_family_by_its_recipe(tmp_path, capsys):
         assert identify(file).families == ("sd3",)
 
 
+CONTRACT = {
+    "student": "stabilityai/sd-turbo", "made_from": ["stabilityai/sd-turbo"], "timestep": 999, "resolution_px": 512,
+    "pipeline": "StableDiffusionControlNetPipeline", "scheduler": {"_class_name": "LCMScheduler"},
+    "call": {"num_inference_steps": 1, "guidance_scale": 1.0}, "prediction": "epsilon", "beside": ["student_lora"],
+    "control": "canny", "extractor": {"low": 100}, "jdmctl": "0.1",
+}  # fmt: skip
+
+
+def test_what_jdmctl_exported_says_how_it_is_called(tmp_path, capsys):
+    """The world's LoRA says so in its header: pure noise, v, at 64 px, by LCM's scheduler."""
+    inspect("tiny/student_lora", teacher="tiny", as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    told = {name: one["value"] for name, one in record["contract"].items()}
+    assert told == {"timestep": 999, "prediction": "v_prediction", "guidance_scale": 1.0, "scheduler": "LCMScheduler",
+                    "resolution_px": 64}  # fmt: skip
+    assert record["exported"]["student"] == "tiny"
+    inspect("tiny/student_lora")
+    assert "timestep: 999  [the contract that it carries]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_an_exported_controlnet_says_what_it_is(tmp_path, capsys, is_file):
+    """As a folder, and as the single file for other tools."""
+    place = tmp_path / ("controlnet-canny.safetensors" if is_file else "config.json")
+    if is_file:
+        save_file({"input_hint_block.0.weight": torch.zeros(2)}, place, {"jdmctl_contract": json.dumps(CONTRACT)})
+    else:
+        place.write_text(json.dumps({"_class_name": "ControlNetModel", "_jdmctl": CONTRACT}))
+    given = str(place if is_file else tmp_path)
+    inspect(given)
+    out = capsys.readouterr().out
+    assert "a control branch for canny, exported by jdmctl 0.1" in out and "student: stabilityai/sd-turbo" in out
+    assert "loaded beside it: student_lora" in out and "condition: canny {'low': 100}" in out
+    assert "call: StableDiffusionControlNetPipeline(..., num_inference_steps=1, guidance_scale=1.0)" in out
+    assert "timestep: 999  [" in out and "scheduler: LCMScheduler  [" in out
+    inspect(given, as_json=True)
+    record = json.loads(capsys.readouterr().out)
+    assert record["kind"] == "control branch" and record["contract"]["timestep"]["value"] == 999
+    with pytest.raises(BadInputError, match="is a control branch, which goes on stabilityai/sd-turbo"):
+        inspect(given, teacher="tiny")
+
+
+@pytest.mark.parametrize("text", ["{", "7", '{"student": "x"}'])
+def test_a_contract_that_is_not_whole_is_told(tmp_path, text):
+    save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors", {"jdmctl_contract": text})
+    with pytest.raises(BadInputError, match="contract in .*x.safetensors is not whole"):
+        inspect(str(tmp_path / "x.safetensors"))
+
+
 def test_a_known_file_on_the_hub_is_known_without_it():
     address = "ByteDance/SDXL-Lightning/sdxl_lightning_1step_unet_x0.safetensors"
     found = identify(address)

@@ -49,6 +49,19 @@ def test_a_name_too_long_for_a_file_is_a_mistake(jdmctl_command, words):
     assert "\nhint: give a shorter name" in err
 
 
+def test_a_student_of_another_kind_is_not_called_a_teacher(jdmctl_command, tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "DiTPipeline"}')
+    code, _, err = jdmctl_command("sample", "--student", tmp_path, "--device", "cpu")
+    assert code == 1 and f"error: pipeline {tmp_path} is a DiTPipeline, this family takes" in err
+
+
+def test_what_is_no_run_is_told_by_options_of_the_command(jdmctl_command, tmp_path):
+    code, _, err = jdmctl_command("export", tmp_path, "-o", tmp_path / "out")
+    assert code == 1 and "is not a run folder" in err and "--student" not in err
+    code, _, err = jdmctl_command("sample", tmp_path, "--device", "cpu")
+    assert code == 1 and "is not a run folder" in err and ", or --student" in err
+
+
 @pytest.mark.parametrize(
     "words",
     [

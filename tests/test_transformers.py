@@ -19,7 +19,14 @@ from tiny_transformers import SIZE, TRANSFORMERS, UNBINNED, signed
 
 from jdmctl.errors import ConditionMismatchError
 from jdmctl.families.names import family_class
-from jdmctl.families.standins.transformers import random_flux, random_pixart, random_sana, random_sd3, random_z_image
+from jdmctl.families.standins.transformers import (
+    random_flux,
+    random_pixart,
+    random_qwen_image,
+    random_sana,
+    random_sd3,
+    random_z_image,
+)
 
 ONE_STEP = {"num_inference_steps": 1, "output_type": "pt", "guidance_scale": 1.0}
 
@@ -77,6 +84,41 @@ def test_a_flux_controlnet_that_is_called_in_another_way_is_refused(tmp_path, ke
     FluxControlNetModel.from_config({**config, key: 16}).save_pretrained(tmp_path / "other")
     with pytest.raises(ConditionMismatchError, match=f"is {kind}.* .{key} 16."):
         family.add_control_branch("depth", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "change", "says"),
+    [
+        ("sd3", random_sd3, {"pooled_projection_dim": 7}, "pooled_projection_dim is 7, needed 28"),
+        ("sd3", random_sd3, {"patch_size": 1}, "patch_size is 1, needed 2"),
+        ("sd3", random_sd3, {"extra_conditioning_channels": 1}, "inpainting .extra_conditioning_channels 1."),
+        ("flux", random_flux, {"pooled_projection_dim": 7}, "pooled_projection_dim is 7, needed 16"),
+        ("sana", random_sana, {"patch_size": 2}, "patch_size is 2, needed 1"),
+        ("qwen_image", random_qwen_image, {"extra_condition_channels": 4}, "is one for inpainting"),
+        ("z_image", random_z_image, {"control_in_dim": 3}, "control_in_dim is 3, needed 4 or more"),
+        ("z_image", random_z_image, {"all_patch_size": (4,)}, r"all_patch_size is .*4.*, needed .*2"),
+    ],
+)
+def test_a_controlnet_that_does_not_fit_is_refused(tmp_path, name, make, change, says):
+    torch.manual_seed(0)
+    make(tmp_path).save_pretrained(tmp_path / "teacher")
+    family = family_class(name).load(tmp_path / "teacher", tmp_path / "teacher")
+    config = {k: v for k, v in family.add_control_branch("canny").config.items() if not k.startswith("_")}
+    family.branch_class.from_config({**config, **change}).save_pretrained(tmp_path / "other")
+    with pytest.raises(ConditionMismatchError, match=f"the ControlNet at .* {says}"):
+        family.add_control_branch("depth", tmp_path / "other")
+
+
+def test_a_branch_of_another_class_is_refused(tmp_path):
+    """diffusers would read what the two classes have in common, and tell of shapes at best."""
+    torch.manual_seed(0)
+    for make, name in ((random_sd3, "sd3"), (random_flux, "flux")):
+        make(tmp_path).save_pretrained(tmp_path / name)
+    sd3, flux = (family_class(name).load(tmp_path / name, tmp_path / name) for name in ("sd3", "flux"))
+    flux.add_control_branch("canny").save_pretrained(tmp_path / "branch")
+    with pytest.raises(ConditionMismatchError, match="is a FluxControlNetModel, and the family sd3 takes") as told:
+        sd3.add_control_branch("canny", tmp_path / "branch")
+    assert "SD3ControlNetModel" in str(told.value)
 
 
 @pytest.mark.parametrize("sample_size", [8, 128])

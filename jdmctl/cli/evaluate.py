@@ -62,7 +62,9 @@ def evaluate(
     control. The pictures of a folder, made by any program, are scored as they are; with --data, picture by picture:
     of the same file names, if all have them, else in order.
     """
+    from jdmctl.build_check import check_model
     from jdmctl.cli.sample import parse_options
+    from jdmctl.cli.studio import model_of
     from jdmctl.comparison.contest import Entrant, score_pictures, score_pipeline, score_runs
     from jdmctl.comparison.heldout import Asked
     from jdmctl.evaluation.results import require_place
@@ -94,6 +96,8 @@ def evaluate(
                 _require_same_setup(results, entrant, asked, baselines)
             rows, picture = score_runs(entrant, asked, baselines, command, out.note, pictures is not None)
         elif (first / "model_index.json").is_file():
+            for text in check_model(model_of(str(first), student_time=1.0)):
+                out.warning(text)
             rows = score_pipeline(first, asked, method, command, out.note)
         else:
             rows = score_pictures(first, asked, controls, method, command)

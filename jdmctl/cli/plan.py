@@ -8,6 +8,7 @@ import typer
 
 from jdmctl.cli.options import JsonOption, SetOption
 from jdmctl.cli.output import Output, mode
+from jdmctl.cli.training import tell_of_model
 
 if TYPE_CHECKING:
     from jdmctl.build_plan import MemoryPlan
@@ -31,6 +32,7 @@ def plan(
 
     out = Output(mode(as_json))
     given = load_recipe(recipe, overrides)
+    tell_of_model(given, out)
     found = plan_memory(given)
     record: dict[str, Any] = {"recipe": recipe, **_record(found), "switches": []}
     lines = [*_table(found), f"fits a GPU of: {_sizes(found) or 'none of ' + ', '.join(map(str, GPU_SIZES))} GiB"]

@@ -77,7 +77,7 @@ def sample(
     with Output(mode(as_json, quiet)) as out:
         called = {"student_time": student_time, "student_prediction": student_prediction}
         call = {**called, "resolution_px": resolution_px, "family": family}
-        studio = _open(runs or [], student, teacher, call, student_lora, branches, parse_options(option), device)
+        studio = _open(runs or [], student, teacher, call, student_lora, branches, parse_options(option), device, out)
         if runs and not (prompt or photos or maps):
             requests = studio.held_out(_PREVIEW_SAMPLES)
         else:
@@ -226,6 +226,7 @@ def _open(
     branches: Mapping[str, Path],
     options: Mapping[str, Mapping[str, Any]],
     device: str,
+    out: Output,
 ) -> Studio:
     from jdmctl.cli.studio import Studio, model_of
 
@@ -243,8 +244,9 @@ def _open(
 
     device = find_device(device)
     if runs:
-        return Studio.of_runs([Path(run) for run in runs], device)
-    return Studio.of_student(model_of(student, teacher, **call), branches, options, student_lora, device)
+        return Studio.of_runs([Path(run) for run in runs], device, out.warning)
+    model = model_of(student, teacher, **call)
+    return Studio.of_student(model, branches, options, student_lora, device, out.warning)
 
 
 def _pairs(texts: Sequence[str], flag: str) -> dict[str, str]:

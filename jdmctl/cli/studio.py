@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +40,15 @@ class Studio:
     recipe: Recipe | None = None
 
     @classmethod
-    def of_runs(cls, folders: Sequence[Path], device: str) -> Studio:
+    def of_runs(cls, folders: Sequence[Path], device: str, warn: Callable[[str], None] = lambda text: None) -> Studio:
         """The student of finished runs, with the branches of all of them.
 
         Raises JdmError for a folder that holds no finished run, and if their students or controls clash.
         """
         from jdmctl.build import build_controls, build_student, model_with_student
+        from jdmctl.build_check import check_model
 
-        recipes = [recipe_of(folder) for folder in folders]
+        recipes = [recipe_of(folder, ", or --student") for folder in folders]
         branches: dict[str, Path] = {}
         options: dict[str, Any] = {}
         controls: dict[str, Control] = {}
@@ -67,6 +68,8 @@ class Studio:
         lora = finished(folders[0], recipes[0], own) if own == "student_lora" else None
         if own == "student":
             model = model_with_student(recipes[0], finished(folders[0], recipes[0], own))
+        for text in check_model(model):
+            warn(text)
         family = build_student(model, branches, lora, device)
         return cls(model, branches, options, device, family, controls, lora, recipes[0])
 
@@ -78,12 +81,16 @@ class Studio:
         options: Mapping[str, Mapping[str, Any]],
         student_lora: Path | None,
         device: str,
+        warn: Callable[[str], None] = lambda text: None,
     ) -> Studio:
         """A student of `model_of`, ControlNets and perhaps a LoRA for it."""
         from jdmctl.build import build_student, resolve
+        from jdmctl.build_check import check_model
         from jdmctl.controls.base import load_control
 
         require_known(options, branches, "--option")
+        for text in check_model(model):
+            warn(text)
         controls = {}
         for name in branches:
             given = {key: resolve(str(v), key) if str(v).startswith("tiny/") else v
@@ -185,14 +192,14 @@ def model_of(student: str, teacher: str = "", **call: Any) -> Model:
 _ONE_STUDENT = "give runs on the same student, each with controls of its own"
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """The recipe of a run folder. Raises BadInputError if it is none."""
+def recipe_of(folder: Path, instead: str = "") -> Recipe:
+    """The recipe of a run folder. Raises BadInputError if it is none, and says what else there is to give."""
     from jdmctl.recipe_files import load_recipe
 
     if not (folder / "recipe.yaml").is_file():
         raise BadInputError(
             f"{folder} is not a run folder: it has no recipe.yaml",
-            hint="give the folder that jdmctl add-control made, or --student",
+            hint=f"give the folder that jdmctl add-control, align or distill made{instead}",
         )
     return load_recipe(folder)
 
@@ -219,13 +226,10 @@ def require_known(names: Mapping[str, Any], branches: Mapping[str, Any], what: s
 
 
 def _ready_map(name: str, path: str, size_px: int) -> Tensor:
-    from PIL import Image
-
-    from jdmctl.data.pictures import read_image
+    from jdmctl.data.pictures import read_image, size_of
 
     condition = read_image(path, size_px)
-    with Image.open(path) as picture:
-        width, height = picture.size
+    height, width = size_of(path)
     if (width, height) != (size_px, size_px):  # a resized map is no longer what an extractor makes
         raise ConditionMismatchError(
             f"the map {path} is {width} x {height} px, this student takes {size_px} x {size_px}",

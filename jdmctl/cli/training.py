@@ -154,6 +154,7 @@ def show(name: str, recipe: Recipe, device: str, out: Output) -> None:
     from jdmctl.training.device import find_device
 
     device = find_device(device or "cpu")
+    tell_of_model(recipe, out)
     check_options(recipe)
     _look_at_data(name, recipe, out)
     if missing := absent(recipe):
@@ -174,6 +175,15 @@ def show(name: str, recipe: Recipe, device: str, out: Output) -> None:
         )
 
 
+def tell_of_model(recipe: Recipe, out: Output) -> None:
+    """Warn of a known student that is called in another way. Raises JdmError for models of another family."""
+    from jdmctl.build import model_at_start
+    from jdmctl.build_check import check_model
+
+    for text in check_model(model_at_start(recipe)):
+        out.warning(text)
+
+
 def _look_at_data(name: str, recipe: Recipe, out: Output) -> None:
     """Data that a packaged recipe only stands in for, prompts.txt, need not be there yet."""
     from jdmctl.build_check import check_data
@@ -187,6 +197,8 @@ def _look_at_data(name: str, recipe: Recipe, out: Output) -> None:
 
 
 def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out: Output) -> None:
+    from jdmctl.build import model_at_start
+    from jdmctl.build_check import check_model
     from jdmctl.build_run import build_run
     from jdmctl.recipe_files import to_yaml
     from jdmctl.training.alone import alone
@@ -194,10 +206,13 @@ def train_and_tell(recipe: Recipe, folder: Path, device: str, resume: bool, out:
 
     if not resume:
         require_new(folder, recipe.command)
+    warnings = check_model(model_at_start(recipe))
     accelerator = make_accelerator(device, recipe.training.precision)
     accelerator.wait_for_everyone()  # no process may write before all have looked at the folder
     if accelerator.is_main_process:
         out.note(to_yaml(recipe))
+        for text in warnings:
+            out.warning(text)
     run = build_run(recipe, accelerator)
     with alone(folder) if accelerator.is_main_process else nullcontext():
         done = train(run, folder, accelerator, out.event, resume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +113,9 @@ def _open(picture: Picture) -> Image.Image:
             raise BadInputError(f"{picture} is {found}", hint="check the path")
         size = source.stat().st_size
     try:
-        return Image.open(source)
+        with warnings.catch_warnings():  # what Pillow would read with a warning is read
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(source)
     except Image.DecompressionBombError as problem:
         raise BadInputError(
             f"{picture} is too large: {problem}", hint="make it smaller than 100 megapixels"

@@ -89,17 +89,33 @@ def contract_of(path: str | Path) -> Contract:
         BadInputError: there is none, or it is not whole.
         MissingWeightsError: `path` is neither a folder nor a safetensors file.
     """
+    contract = find_contract(path)
+    if contract is None:
+        raise BadInputError(f"{path} carries no contract", hint="jdmctl export RUN --output FOLDER   writes one")
+    return contract
+
+
+def find_contract(path: str | Path) -> Contract | None:
+    """As `contract_of`, None where there is none."""
     from safetensors import safe_open
 
     path = Path(path)
     for name in ("config.json", "model_index.json"):
         if (path / name).is_file():
-            config = json.loads((path / name).read_text(encoding="utf-8"))
-            if CONFIG_KEY in config:
+            config = _read((path / name).read_text(encoding="utf-8", errors="replace"))
+            if isinstance(config, dict) and CONFIG_KEY in config:
                 return Contract.from_dict(config[CONFIG_KEY], str(path / name))
     for file in [] if (path / "model_index.json").is_file() else require_safetensors(path):
         with safe_open(file, framework="np") as opened:
             text = (opened.metadata() or {}).get(METADATA_KEY)
         if text:
-            return Contract.from_dict(json.loads(text), str(file))
-    raise BadInputError(f"{path} carries no contract", hint="jdmctl export RUN --output FOLDER   writes one")
+            return Contract.from_dict(_read(text), str(file))
+    return None
+
+
+def _read(text: str) -> Any:
+    """None for what is no json, of which `from_dict` tells."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None

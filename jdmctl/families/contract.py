@@ -61,8 +61,17 @@ def call_of(found: Found) -> StudentCall:
         Told(scheduler, told("scheduler")),
         Told(known.resolution_px, told("resolution_px")),
     )
+    if problem := contradiction(found):
+        settings = known.scheduler.settings if known.scheduler else {}
+        raise BadInputError(problem, hint=f"put into scheduler/scheduler_config.json: {settings}")
+    return registered
+
+
+def contradiction(found: Found) -> str:
+    """What a known student's own files say of its call otherwise than students.yaml; '' if nothing."""
+    known, own = students()[found.student], _own(found)
     problems = []
-    if own.prediction.value not in (None, registered.prediction.value):
+    if own.prediction.value not in (None, known.prediction):
         problems.append(
             f"its scheduler says that it predicts {own.prediction.value}, {known.title} predicts {known.prediction}"
         )
@@ -71,13 +80,7 @@ def call_of(found: Found) -> StudentCall:
         problems.append(
             f"its scheduler would call it at timestep {own.timestep.value:g}, {known.title} wants {known.timestep:g}"
         )
-    if problems:
-        settings = known.scheduler.settings if known.scheduler else {}
-        raise BadInputError(
-            f"{found.source} contradicts what is known of {found.student}: {'; '.join(problems)}",
-            hint=f"put into scheduler/scheduler_config.json: {settings}",
-        )
-    return registered
+    return f"{found.source} contradicts what is known of {found.student}: {'; '.join(problems)}" if problems else ""
 
 
 def require_pair(student: Found, teacher: Found) -> Found:

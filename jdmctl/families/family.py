@@ -79,7 +79,7 @@ class Family(FamilyHooks):
                 side.
             MissingWeightsError: a component is missing, truncated, or not safetensors.
         """
-        cls.require_folder(teacher, "teacher")
+        cls.require_folder(teacher, "pipeline" if str(student) == str(teacher) else "teacher")
         backbone, config = cls.load_backbone(teacher), cls.read_scheduler(teacher)
         own_backbone, own_config = load_student(cls, student, teacher, backbone, share_backbone)
         own_config = own_config or config

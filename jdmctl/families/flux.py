@@ -71,7 +71,10 @@ class Flux(FlowFamily):
     branch_class = FluxControlNetModel
     branch_config = {"num_layers": 4, "num_single_layers": 4}
     branch_input = "controlnet_x_embedder"
-    branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim")
+    branch_fits = (
+        "in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim",
+        "axes_dims_rope",
+    )  # fmt: skip
     branch_lacks = {"num_mode": "a union of several controls", "conditioning_embedding_channels": "XLabs's"}
 
     @property

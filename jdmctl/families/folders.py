@@ -95,10 +95,19 @@ def load_component(model_class: Any, folder: str | Path, subfolder: str | None) 
             return model_class.from_pretrained(folder, **options)
         return _first_there(model_class, folder, options, variants).float()
     except (ImportError, OSError, ValueError) as reason:
-        hint = "is it a folder of that class?"
-        if not has_weights and not (is_sentencepiece_available() and is_protobuf_available()):
-            hint = "a tokenizer without a tokenizer.json, as T5's often are: pip install -c constraints.txt -e '.[t5]'"
-        raise MissingWeightsError(f"cannot load {model_class.__name__} from {where}: {reason}", hint=hint) from reason
+        raise MissingWeightsError(
+            f"cannot load {model_class.__name__} from {where}: {reason}", hint=_advice(model_class, where)
+        ) from reason
+
+
+def _advice(model_class: Any, where: Path) -> str:
+    """For what cannot be loaded: CLIP's and Qwen's tokenizers need no sentencepiece, nor does a tokenizer.json."""
+    if (where / "tokenizer.json").is_file():
+        return f"is {where / 'tokenizer.json'} whole? copy or download it again"
+    is_of_pieces = model_class.__name__.startswith(("T5Tokenizer", "GemmaTokenizer"))
+    if is_of_pieces and not (is_sentencepiece_available() and is_protobuf_available()):
+        return "a tokenizer without a tokenizer.json, as T5's often are: pip install -c constraints.txt -e '.[t5]'"
+    return "is it a folder of that class?"
 
 
 def variant_of(files: Iterable[Path]) -> str:

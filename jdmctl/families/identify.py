@@ -78,8 +78,35 @@ def identify(source: str | Path) -> Found:
     path = Path(source)
     path = lone_file(path) or path
     if not path.exists() and path.suffix == ".safetensors" and (known := student_at(str(source))):
-        return _hub_file(str(source), known)
-    found = _file(path) if path.is_file() else _folder(str(source))
+        return _of_hub(str(source), known)
+    return _named(source, _look(source))
+
+
+def identify_here(source: str | Path) -> Found | None:
+    """As `identify`, but nothing is fetched: of the hub, addresses in students.yaml alone. None for what is none.
+
+    Raises:
+        BadInputError: its name and its contents are of different families.
+    """
+    if not Path(source).exists():
+        known = student_at(str(source))
+        is_one = known and (known.weights == "folder" or known.repository != str(source))  # others hold several
+        return _of_hub(str(source), known) if known and is_one else None
+    try:
+        found = _look(source)
+    except JdmError:  # loading says what is wrong
+        return None
+    return _named(source, found)
+
+
+def _look(source: str | Path) -> Found:
+    """By its contents; which student it is comes after."""
+    path = lone_file(Path(source)) or Path(source)
+    return _file(path) if path.is_file() else _folder(str(source))
+
+
+def _named(source: str | Path, found: Found) -> Found:
+    """With the student that it is, if it is a known one."""
     name, why = _student(found)
     known = students().get(name)
     if known is None:
@@ -141,9 +168,9 @@ def known_student(source: str | Path) -> Student | None:
         return None
 
 
-def _hub_file(source: str, known: Student) -> Found:
-    """A known file on the hub, which need not be downloaded to be known."""
-    kind = "lora" if known.weights == "lora" else "backbone"
+def _of_hub(source: str, known: Student) -> Found:
+    """A known file or repository on the hub, which need not be downloaded to be known."""
+    kind = {"folder": "pipeline", "lora": "lora"}.get(known.weights, "backbone")
     name = next(name for name, one in students().items() if one is known)
     return Found(source, kind, known.family, f"students.yaml has {source}", {}, name, "by its address")
 
@@ -228,12 +255,12 @@ def _own_model(header: Header) -> Mapping[str, Any]:
 
 
 def _student(found: Found) -> tuple[str, str]:
-    """The known student that it is, and how that shows; '' if none."""
+    """The known student that it is, and how that shows; '' if none. A pipeline's name counts if its network is that."""
     if found.kind != "pipeline":
         return student_of_file(Path(found.source).absolute())
     told = {found.source, *(str(v) for k, v in found.facts.items() if k.endswith("._name_or_path"))}
     for key, one in students().items():
-        if one.weights == "folder" and any(is_called(text, one) for text in told):
+        if one.weights == "folder" and any(is_called(text, one) for text in told) and _may_be(found, one):
             return key, f"it is called {one.repository}"
     matches = [
         key
@@ -246,3 +273,11 @@ def _student(found: Found) -> tuple[str, str]:
         return "", ""
     values = ", ".join(f"{name} {value}" for name, value in students()[matches[0]].recognised_by.items())
     return matches[0], f"its own files say {values}"
+
+
+def _may_be(found: Found, student: Student) -> bool:
+    """Whether a pipeline has a student's network, as far as its files tell; its scheduler may be another."""
+    told = student.recognised_by.items()
+    network = {key: value for key, value in told if key.startswith(("unet.", "transformer."))}
+    fits = all(found.facts.get(key, value) == value for key, value in network.items())
+    return fits and student.family in found.families

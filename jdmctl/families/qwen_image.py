@@ -57,7 +57,10 @@ class QwenImage(FlowFamily):
     branch_class = QwenImageControlNetModel
     branch_config = {"num_layers": 5}  # diffusers' own number
     branch_input = "controlnet_x_embedder"
-    branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim")
+    branch_fits = (
+        "in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "axes_dims_rope",
+    )  # fmt: skip
+    branch_lacks = {"extra_condition_channels": "one for inpainting"}
 
     @property
     def latent_channels(self) -> int:

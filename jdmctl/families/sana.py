@@ -78,7 +78,7 @@ class Sana(FlowFamily):
     branch_class = SanaControlNetModel
     branch_config = {"num_layers": 7}  # diffusers' own number
     branch_input = "input_block"
-    branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "caption_channels")
+    branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "caption_channels", "patch_size")
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)

@@ -59,7 +59,11 @@ class SD3(FlowFamily):
     branch_class = SD3ControlNetModel
     branch_config = {"num_layers": 12, "extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": False}
     branch_input = "pos_embed_input.proj"
-    branch_fits = ("in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim")
+    branch_fits = (
+        "in_channels", "num_attention_heads", "attention_head_dim", "joint_attention_dim", "pooled_projection_dim",
+        "patch_size",
+    )  # fmt: skip
+    branch_lacks = {"extra_conditioning_channels": "one for inpainting"}
 
     @property
     def max_words(self) -> int:

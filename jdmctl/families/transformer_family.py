@@ -17,8 +17,9 @@ from torch import nn
 from jdmctl.diffusion.schedule import NetworkSchedule, RectifiedFlow
 from jdmctl.errors import ConditionMismatchError
 from jdmctl.families.base import DiffusionDenoiser
+from jdmctl.families.branches import require_fit
 from jdmctl.families.family import Family
-from jdmctl.families.folders import load_component
+from jdmctl.families.folders import load_component, read_config
 from jdmctl.families.transformer import TransformerDenoiser
 
 
@@ -83,16 +84,17 @@ class TransformerFamily(Family):
         return branch
 
     def load_branch(self, source: str | Path, denoiser: DiffusionDenoiser) -> nn.Module:
+        kind = read_config(source, None, "config.json").get("_class_name")
+        if kind != self.branch_class.__name__:
+            raise ConditionMismatchError(
+                f"the control branch at {source} is a {kind}, and the family {self.name} takes a "
+                f"{self.branch_class.__name__}",
+                hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
+            )
         branch = load_component(self.branch_class, source, None)
-        for key in self.branch_fits:
-            found, needed = branch.config[key], denoiser.backbone.config[key]
-            if found != needed:
-                raise ConditionMismatchError(
-                    f"the ControlNet at {source} does not fit this model: {key} is {found}, needed {needed}",
-                    hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
-                )
+        require_fit("ControlNet", source, branch.config, denoiser.backbone.config, self.branch_fits)
         for key, kind in self.branch_lacks.items():
-            if branch.config[key] is not None:
+            if branch.config[key] not in (None, 0):
                 raise ConditionMismatchError(
                     f"the ControlNet at {source} is {kind} ({key} {branch.config[key]}), which wants another call",
                     hint="give a plain ControlNet of one control, or start from the student (init: student)",

@@ -13,9 +13,14 @@ from peft import LoraConfig
 from torch import nn
 
 from jdmctl.errors import BadInputError, ConditionMismatchError
+from jdmctl.families.branches import require_fit
 from jdmctl.families.folders import load_component, read_config
 from jdmctl.families.low_precision import hold
 from jdmctl.families.offload import bring_back
+
+_FITS = ("in_channels", "cross_attention_dim", "block_out_channels", "layers_per_block", "conditioning_channels")
+# Of one that is told more than the text, as SDXL's are.
+_TOLD = ("addition_embed_type", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
 
 
 class ControlNetLora(ControlNetModel):
@@ -92,27 +97,30 @@ def load_branch(source: str | Path, unet: Any, pixels_per_latent: int) -> nn.Mod
     if config.get("_class_name") == T2IAdapter.__name__:
         what, branch = "T2I-Adapter", load_component(T2IAdapter, source, None)
         wanted = new_adapter(unet, pixels_per_latent).config
-        keys: tuple[str, ...] = ("in_channels", "channels", "adapter_type")
+        found = dict(branch.config)
+        if branch.config.adapter_type == "full_adapter_xl":  # a fourth map, as TencentARC's have, goes to the middle
+            found["channels"] = list(found["channels"])[: len(wanted.channels)]
+        require_fit(what, source, found, wanted, ("in_channels", "channels", "adapter_type"))
         factor, needed = branch.config.downscale_factor, wanted.downscale_factor
     else:
         what, branch = "ControlNet", load_component(ControlNetModel, source, None)
-        wanted, keys = unet.config, ("in_channels", "cross_attention_dim", "block_out_channels")
+        keys = _FITS if branch.config.addition_embed_type is None else (*_FITS, *_TOLD)
+        require_fit(what, source, branch.config, _wanted(unet), keys)
         factor, needed = 2 ** (len(branch.config.conditioning_embedding_out_channels) - 1), pixels_per_latent
-    for key in keys:
-        needed_value, value = _plain(wanted[key]), _plain(branch.config[key])
-        if key == "channels" and branch.config.adapter_type == "full_adapter_xl":
-            value = value[: len(needed_value)]  # a fourth map, as TencentARC's have, goes to the middle block
-        if value != needed_value:
-            raise ConditionMismatchError(
-                f"the {what} at {source} does not fit this model: {key} is {branch.config[key]}, needed {wanted[key]}",
-                hint=f"give a {what} made for the same backbone, or start from the student (init: student)",
-            )
     if factor != needed:
         raise ConditionMismatchError(
             f"the {what} at {source} reduces conditions {factor} times, this model's latents need {needed} times",
             hint=f"give a {what} made for the same VAE",
         )
     return branch
+
+
+def _wanted(unet: Any) -> dict[str, Any]:
+    """What a ControlNet's config is to say: it counts the layers of all blocks at once, and sees pictures in colour."""
+    layers = unet.config.layers_per_block
+    if not isinstance(layers, int) and len(set(layers)) == 1:
+        layers = layers[0]
+    return {**unet.config, "layers_per_block": layers, "conditioning_channels": 3}
 
 
 def _require_plain(source: str | Path, config: Mapping[str, Any]) -> None:
@@ -126,7 +134,3 @@ def _require_plain(source: str | Path, config: Mapping[str, Any]) -> None:
         f"the control branch at {source} is a {kind}, which wants another call",
         hint="give a plain ControlNetModel or T2IAdapter of one control, or start from the student (init: student)",
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value

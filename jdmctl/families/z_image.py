@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Qwen2Tokenizer, Qwen3Model
 
+from jdmctl.errors import ConditionMismatchError
 from jdmctl.families.base import DiffusionDenoiser
 from jdmctl.families.transformer import TransformerDenoiser
 from jdmctl.families.transformer_family import FlowFamily
@@ -66,7 +67,7 @@ class ZImage(FlowFamily):
     authors_keys = (".attention.qkv.",)
     must_agree = ("in_channels", "cap_feat_dim", "dim")
     branch_class = ZImageControlNetModel
-    branch_fits = ("dim", "n_heads", "n_refiner_layers")
+    branch_fits = ("dim", "n_heads", "n_refiner_layers", "all_patch_size", "all_f_patch_size")
 
     @property
     def call_options(self) -> dict[str, Any]:
@@ -100,7 +101,15 @@ class ZImage(FlowFamily):
         return self._lend(branch, denoiser)
 
     def load_branch(self, source: Any, denoiser: DiffusionDenoiser) -> nn.Module:
-        return self._lend(super().load_branch(source, denoiser), denoiser)
+        branch: Any = super().load_branch(source, denoiser)
+        found, least = branch.config.control_in_dim, denoiser.backbone.config.in_channels
+        if found < least:
+            raise ConditionMismatchError(
+                f"the ControlNet at {source} does not fit this model: control_in_dim is {found}, "
+                f"needed {least} or more",
+                hint="give a ControlNet made for the same backbone, or start from the student (init: student)",
+            )
+        return self._lend(branch, denoiser)
 
     @staticmethod
     def _lend(branch: nn.Module, denoiser: DiffusionDenoiser) -> nn.Module:
