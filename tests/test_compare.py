@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -302,15 +303,19 @@ def test_a_recipe_with_rewards_alone_can_be_compared_without_naming_methods(jdmc
 
 
 def test_rows_of_another_setup_are_refused_before_anything_is_trained(recipe, jdmctl_command, monkeypatch):
-    """A row that stays, of a method that is not scored now, and of another number of pictures."""
+    """A row that stays, of a method that is not scored now, and of another number of pictures, or another split."""
     monkeypatch.setattr("jdmctl.cli.compare.show", lambda *_: None)
     monkeypatch.setattr("jdmctl.cli.compare._run", lambda *_: pytest.fail("it is trained"))
     monkeypatch.setattr("jdmctl.comparison.heldout.samples", lambda split: range(500))
-    row = Row("tiny", "canny", "nct", 1, "frechet", 6.0, 5.0, 7.0, [0], 100, "jdmctl eval runs/nct", setup("a judge"))
+    row = Row("tiny", "canny", "nct", 1, "frechet", 6.0, 5.0, 7.0, [0], 100, "jdmctl eval runs/nct",
+              setup("a judge", split="test"))  # fmt: skip
     write(Path("rows.json"), [row])
     code, _, err = jdmctl_command("compare", recipe, "--results", "rows.json")
     assert code == 1 and "frechet of nct in rows.json was measured with a judge" in err
     assert ", 500 pictures: they cannot stand in one table" in err and "(jdmctl eval runs/nct)" in err
+    write(Path("rows.json"), [replace(row, n=500)])
+    code, _, err = jdmctl_command("compare", recipe, "--results", "rows.json", "--split", "val")
+    assert code == 1 and "a judge, split test; torch" in err and "with split val; torch" in err
 
 
 def test_a_method_that_is_named_twice_is_refused(recipe, jdmctl_command):

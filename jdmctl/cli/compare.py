@@ -191,7 +191,7 @@ def _require_same_setup(results: Path | None, arenas: list[Arena], asked: Asked,
         for arena in arenas
         for method in methods(arena.cells, more)
     }
-    require_same_setup(results, made, asked.number, asked.device)
+    require_same_setup(results, made, asked.number, asked.setup)
 
 
 def _run(

@@ -112,7 +112,7 @@ def _require_same_setup(results: Path, entrant: Entrant, asked: Asked, baselines
     world = asked.name if asked.data else world_name(entrant.recipe.model.teacher)
     controls = dict.fromkeys(control.name for recipe in entrant.recipes for control in recipe.controls)
     made = {(world, "+".join(controls), method) for method in (entrant.method, *(BASELINES if baselines else ()))}
-    require_same_setup(results, made, asked.number, asked.device)
+    require_same_setup(results, made, asked.number, asked.setup)
 
 
 def _require_picture(place: Path | None) -> None:

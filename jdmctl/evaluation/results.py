@@ -30,7 +30,7 @@ class Row:
     seeds: list[int]
     n: int
     command: str
-    setup: str = ""  # features, counts, resolution, versions, device: numbers of different setups are not comparable
+    setup: str = ""  # features, counts, size, scorer, split, versions, device: those of different ones are not compared
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
@@ -73,26 +73,27 @@ def require_place(path: Path | None) -> None:
         require_writable(path)
 
 
-def require_same_setup(path: Path | None, made: Collection[tuple[str, str, str]], n: int | None, device: str) -> None:
+def require_same_setup(path: Path | None, made: Collection[tuple[str, str, str]], n: int | None, here: str) -> None:
     """Before hours go into rows: raises BadInputError if rows that stay beside them were measured with another setup.
 
-    As far as is known then: by versions and device, and the number of pictures if that is. `made` are (world, control,
-    method) of all that will be measured, and their distance to true pictures is what every method has.
+    As far as is known then: by what it ends with, `here`, and the number of pictures if that is. `made` are (world,
+    control, method) of all that will be measured, and their distance to true pictures is what every method has.
     """
-    here, worlds = setup("", device), {world for world, _, _ in made}
+    worlds = {world for world, _, _ in made}
     for row in read(path) if path else []:
         is_beside = row.metric == "frechet" and row.world in worlds and row.key[:3] not in made
         if is_beside and not (row.setup.endswith(here) and n in (None, row.n)):
             counted = "" if n is None else f", {n} pictures"
             raise BadInputError(
                 f"{row.metric} of {row.method} in {path} was measured with {_measured_with(row)}, and now it would be "
-                f"with {here.removeprefix('; ')}{counted}: they cannot stand in one table",
+                f"with {here.lstrip(',; ')}{counted}: they cannot stand in one table",
                 hint=f"score the old one again ({row.command}), or choose another file",
             )
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
-    """Old rows in their order, replaced by new ones of the same key; then what is only new.
+    """Old rows in their order, replaced by new ones of the same key, whatever the goal that minutes went to; then what
+    is only new.
 
     What measures a set of pictures as a whole depends on how many they are: a Frechet distance is biased upwards for
     few, and precision and recall change with the density of a set; KID, whose mean does not, goes by the same rule.
@@ -102,7 +103,8 @@ def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
         BadInputError: a kept row and a new one give the same metric of the same world by different setups, or of sets
             of different sizes where that matters.
     """
-    merged = list(({row.key: row for row in old} | {row.key: row for row in new}).values())
+    new = list(new)
+    merged = list({(*row.key[:-1], _without_goal(row.metric)): row for row in (*old, *new)}.values())
     setups = {(row.world, row.metric): row for row in new}
     for row in merged:
         other = setups.get((row.world, row.metric), row)
@@ -115,11 +117,12 @@ def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     return merged
 
 
-def setup(measure: str, device: str = "cpu") -> str:
-    """What a number depends on beside its command: what measures it, and the versions of what draws and measures; and
-    where that is done, unless on the CPU."""
+def setup(measure: str, device: str = "cpu", split: str = "") -> str:
+    """What a number depends on beside its command: what measures it, on which split of a world, the versions of what
+    draws and measures; and where that is done, unless on the CPU."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
-    return f"{measure}; {versions}" + ("" if device == "cpu" else f"; on {device}")
+    on = f"{measure}, split {split}" if split else measure
+    return f"{on}; {versions}" + ("" if device == "cpu" else f"; on {device}")
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -179,6 +182,11 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
 
 
 _OF_SETS = ("frechet", "kid", "precision", "recall")  # and what is named after them; canny precision is a mean
+
+
+def _without_goal(metric: str) -> str:
+    """`minutes to canny f1 0.82` -> `minutes to canny f1`; others as they are."""
+    return metric.rpartition(" ")[0] if metric.startswith("minutes to ") else metric
 
 
 def _measured_with(row: Row) -> str:
