@@ -234,6 +234,7 @@ def test_the_history_of_a_run_that_was_resumed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     history = History.of(tmp_path)
     assert history.seconds == 4 + 5 + 8 and history.memory_bytes == 140
+    assert history.updates == {"warmup": 10, "training": 20}
     assert history.curve == ((4.0, 0.1), (9.0, 0.5), (17.0, 0.8)) == history.curves["canny f1"]
     assert history.curves["kid"] == ((4.0, -0.1), (9.0, -0.5), (17.0, -0.8))
     later = history.after(100)
@@ -299,7 +300,7 @@ def test_a_recipe_with_rewards_alone_can_be_compared_without_naming_methods(jdmc
     assert first["event"] == "plan" and first["recipe"] == "quick.yaml" and first["state"] == "missing"
     assert first["updates"] == 2 and first["seconds_so_far"] == 0 and first["seconds_to_go"] is None
     assert first["flops_of_an_update"]["teacher"] > 0
-    assert first["flops"] == 2 * sum(first["flops_of_an_update"].values())
+    assert 2 * sum(first["flops_of_an_update"].values()) < first["flops"]  # with a warm-up of its fake score
 
 
 def test_rows_of_another_setup_are_refused_before_anything_is_trained(recipe, jdmctl_command, monkeypatch):

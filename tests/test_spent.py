@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +14,7 @@ from jdmctl.comparison import cost as counting
 from jdmctl.comparison.cells import Cell, Entry, plan
 from jdmctl.comparison.cost import Cost
 from jdmctl.comparison.cost_tables import cost_tables
+from jdmctl.comparison.estimate import estimate
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.report import Arena, report
 from jdmctl.comparison.scenes import Scenes
@@ -69,7 +70,7 @@ def test_a_controlnet_that_was_trained_beside_is_counted(tmp_path, monkeypatch, 
     assert own.history().seconds == 60 * 11
     assert ordinary(own) == "its teacher's is dsm-0's, counted"
     rows = {row.metric: row.value for row in cost_rows([own], {method: OF_OTHERS}, SCENES, "canny f1", "")}
-    assert rows["training TFLOP"] == 0.5 and rows["training TFLOP of its ControlNet"] == pytest.approx(0.1)
+    assert rows["training TFLOP"] == rows["main stage TFLOP"] == 0.5 and rows["training TFLOP of its ControlNet"] == pytest.approx(0.1)
     assert rows["training minutes"] == 11 and rows["training minutes of its ControlNet"] == 3
 
 
@@ -107,8 +108,33 @@ def test_rows_of_cost(tmp_path, monkeypatch):
     assert rows["ControlNet plugged in", "minutes to canny f1 0.784"].value == 1
     assert ("jdm", "minutes to canny f1 0.784") not in rows
     assert {row.metric for row in in_short(found)} == {
-        "GFLOP an update", "training TFLOP", "training minutes", "peak memory GB", "minutes to canny f1 0.784",
+        "GFLOP an update", "training TFLOP", "main stage TFLOP", "training minutes", "peak memory GB", "minutes to canny f1 0.784",
     }  # fmt: skip
+
+
+def test_updates_are_those_that_were_made(tmp_path, monkeypatch):
+    """100 of 4 GFLOP are planned, after at most 60 of 2; an alarm ended one seed at 40, after 20. A warm-up that has no
+    updates, and the seed that is not trained yet, have as many as are planned."""
+    cells = cells_of(tmp_path, monkeypatch, "jdm:3")
+    first, second, third = cells.values()
+    for cell in (first, second):
+        trained(cell, 4, 0.8)
+    step = {"event": "step", "seconds": 60.0}
+    records = [step | {"stage": "fake-score-warmup", "step": n} for n in (10, 20)]
+    records += [step | {"stage": "training", "step": n} for n in (20, 40)]
+    (first.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    cost = replace(OF_OTHERS, warmups={"dsm-warmup": (10**9, 0), "fake-score-warmup": (2 * 10**9, 60)})
+    assert [counting.main_flops(cell, cost) for cell in cells.values()] == [1.6e11, 4e11, 4e11]
+    assert [counting.training_flops(cell, cost) for cell in cells.values()] == [2e11, 5.2e11, 5.2e11]
+    found = cost_rows([first, second], {"jdm": cost}, SCENES, "canny f1", "")
+    rows = {row.metric: row for row in found}
+    assert rows["training TFLOP"].value == pytest.approx(0.36) and rows["training TFLOP"].seeds == [0, 1]
+    assert rows["main stage TFLOP"].value == pytest.approx(0.28)
+    monkeypatch.setattr("jdmctl.comparison.estimate.countable_cost", lambda cell: cost)
+    left = estimate(list(cells.values()))[third.name].seconds_left
+    assert left == pytest.approx(5.2e11 * (240 + 240) / 7.2e11)
+    table = cost_tables([first, third], {"jdm": cost}, "canny f1", True)
+    assert "<td>40</td>" in table and "<td>100</td>" in table
 
 
 def test_an_update_network_by_network(tmp_path, monkeypatch):
