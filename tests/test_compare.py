@@ -319,6 +319,17 @@ def test_rows_of_another_setup_are_refused_before_anything_is_trained(recipe, jd
     assert code == 1 and "a judge, split test; torch" in err and "with split val; torch" in err
 
 
+def test_a_goal_is_of_one_recipe(recipe, jdmctl_command, monkeypatch):
+    """Other recipes have other headlines; 0.82 of a distance would be no goal."""
+    code, _, err = jdmctl_command("compare", recipe, "tiny/canny", "--goal", "0.82", "--dry-run")
+    assert code == 1 and "--goal 0.82 is of one recipe's headline, and there are 2" in err
+    code, _, err = jdmctl_command("compare", recipe, "--goal", "nan", "--dry-run")
+    assert code == 1 and "--goal nan is no number" in err
+    monkeypatch.setattr("jdmctl.cli.compare.show", lambda arenas, out: print([arena.goal for arena in arenas]))
+    code, out, err = jdmctl_command("compare", recipe, "--goal", "0.82", "--dry-run")
+    assert code == 0 and "[0.82]" in out, err
+
+
 def test_a_method_that_is_named_twice_is_refused(recipe, jdmctl_command):
     code, _, err = jdmctl_command("compare", recipe, "--method", "jdm@a", "--method", "jdm@a:3", "--dry-run")
     assert code == 1 and "--method jdm@a is given twice" in err and "--method jdm@a:3, or call one of them jdm@" in err
@@ -407,6 +418,7 @@ def test_from_the_command_to_the_report(compare, recipe):
     found = {(row["method"], row["metric"]): row for row in done["rows"]}
     methods = {method for method, _ in found}
     assert methods == {
+        "reference pictures against themselves",
         "true pictures", "VAE round trip", "student without control", "jdm", "ControlNet plugged in",
         "ControlNet 2 steps",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,10 @@ def compare(
         float("inf")
     ),
     teacher_steps: Annotated[str, typer.Option(help="Steps of the teacher with dsm's ControlNet.")] = "10,25,50",
+    goal: Annotated[
+        float | None,
+        typer.Option(help="Headline that minutes are counted to, as 0.82; default the first run's best, less 2 %."),
+    ] = None,
     best_of: Annotated[str, typer.Option(help="First reward: also the best of so many pictures, as 4,16.")] = "",
     refine_steps: Annotated[str, typer.Option(help="First reward: also noise refined (ReNO), in steps.")] = "",
     data: HeldOutOption = None,
@@ -95,7 +100,9 @@ def compare(
             _numbers("--teacher-steps", teacher_steps), _numbers("--best-of", best_of),
             _numbers("--refine-steps", refine_steps),
         )  # fmt: skip
-        arenas = _arenas(recipes, common, entries, output)
+        arenas = [replace(arena, goal=goal) for arena in _arenas(recipes, common, entries, output)]
+        if goal is not None:
+            _require_one_headline(arenas, goal)
         if more.best_of or more.refine_steps:
             _require_rewards(arenas)
         show(arenas, out)
@@ -166,6 +173,17 @@ def _require_apart(arenas: list[Arena]) -> None:
                 f"{owner} and {arena.recipe} would both be trained in {arena.folder}",
                 hint=f"copy one to a file of another name: jdmctl recipes copy {arena.recipe} NAME.yaml",
             )
+
+
+def _require_one_headline(arenas: list[Arena], goal: float) -> None:
+    """Raises BadInputError for a goal that is no number, or of several recipes, each of a headline of its own."""
+    if len(arenas) > 1 or not math.isfinite(goal):
+        raise BadInputError(
+            f"--goal {goal:g} is of one recipe's headline, and there are {len(arenas)}"
+            if len(arenas) > 1
+            else f"--goal {goal:g} is no number",
+            hint=f"give it for one: jdmctl compare {arenas[0].recipe} --goal 0.8",
+        )
 
 
 def _require_rewards(arenas: list[Arena]) -> None:

@@ -116,8 +116,8 @@ def training_flops(cell: Cell, cost: Cost | None) -> float | None:
 def networks(step: Step) -> dict[str, nn.Module]:
     """The networks of a step by role; branches that two roles share are named once."""
     found: dict[str, nn.Module] = {}
-    for field in fields(step):  # type: ignore[arg-type]  # steps are dataclasses
-        for name, module in _parts(field.name, getattr(step, field.name)):
+    for part in fields(step):  # type: ignore[arg-type]  # steps are dataclasses
+        for name, module in _parts(part.name, getattr(step, part.name)):
             if not any(module is other for other in found.values()):
                 found[name] = module
     return found

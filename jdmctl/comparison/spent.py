@@ -18,8 +18,10 @@ def shares(cost: Cost) -> str:
     return ", ".join(f"{name} {flops / 1e9:.3g}" for name, flops in greatest if flops > cost.flops / 100)
 
 
-def goal(cells: Sequence[Cell], higher_is_better: bool) -> float | None:
-    """What the first run that was validated reached, less 2 %; None: there is none yet."""
+def goal(cells: Sequence[Cell], higher_is_better: bool, given: float | None = None) -> float | None:
+    """What is given, or what the first run that was validated reached, less 2 %; None: there is none yet."""
+    if given is not None:
+        return given
     curves = (cell.history().curve for cell in cells)
     scores = [score for _, score in next(filter(None, curves), ())]
     if not scores:
@@ -53,7 +55,12 @@ def ordinary(cell: Cell) -> str:
 
 
 def cost_rows(
-    cells: Sequence[Cell], costs: Mapping[str, Cost], scenes: Scenes, headline: str, command: str
+    cells: Sequence[Cell],
+    costs: Mapping[str, Cost],
+    scenes: Scenes,
+    headline: str,
+    command: str,
+    given_goal: float | None = None,
 ) -> list[Row]:
     """Rows of each method that was trained, under the name that its pictures have: mean over seeds, and their range.
 
@@ -61,7 +68,7 @@ def cost_rows(
     rows of its own; a method whose ControlNet was given has none.
     """
     higher, rows = scenes.is_better_higher, []
-    to_reach = goal(cells, higher)
+    to_reach = goal(cells, higher, given_goal)
     for label, cost in costs.items():
         done = [cell for cell in cells if cell.label == label and cell.is_done]
         clocked = _clocked(done)
