@@ -343,6 +343,36 @@ tail
         results.fill(document, "canny", rows)
 
 
+def test_a_table_may_be_of_several_files(tmp_path):
+    """In the order of the mark, whichever file is new; of one control, some methods and metrics. What both files have
+    is told once if it is the same, and refused if not, as are rows of another setup."""
+    true, jdm = (replace(ROW, method=method, setup="features a") for method in ("true pictures", "jdm, milder"))
+    again = replace(jdm, method="redistill", value=0.0105)
+    files = {"routes": [true, jdm, replace(true, control="canny")], "redistill": [true, again]}
+    for name, rows in files.items():
+        results.write(tmp_path / f"{name}.json", rows)
+
+    def filled(name: str, narrowed: str = "| control depth ") -> list[str]:
+        document = f"<!-- results: routes+redistill {narrowed}-->\n<!-- end -->"
+        assert results.has_place(document, name)
+        return [line.split(" | ")[0] for line in results.fill(document, name, files[name], tmp_path).split("\n")[3:-1]]
+
+    assert filled("routes") == filled("redistill") == ["| true pictures", "| jdm, milder", "| redistill"]
+    chosen = "| control depth | methods jdm, milder; redistill | depth error "
+    assert filled("redistill", chosen) == ["| jdm, milder", "| redistill"]
+    assert not results.has_place("<!-- results: routes+redistill -->", "distill")
+    for worse, complaint in (
+        (replace(true, value=0.0101), "true pictures is 0.011 .* in one file and 0.0101"),
+        (replace(again, setup="features b"), "features a, that of redistill with features b"),
+    ):
+        files["redistill"] = [worse]
+        with pytest.raises(BadInputError, match=complaint):
+            filled("redistill")
+    (tmp_path / "routes.json").unlink()
+    with pytest.raises(JdmError, match="a table is of .*routes.json, which is not there"):
+        filled("redistill")
+
+
 def test_estimate_prints_as_value_and_interval():
     assert str(Estimate(0.123456, 0.1, 0.2, 5)) == "0.1235 [0.1, 0.2]"
 

@@ -191,4 +191,4 @@ def keep(rows: list[Row], results: Path | None) -> None:
         write(results, everything)
         for document in (Path(f"{folder}.md"), folder.parent / f"{results.stem}.md", Path("README.md")):
             if document.exists() and has_place(text := document.read_text(encoding="utf-8"), results.stem):
-                write_text(document, fill(text, results.stem, everything))
+                write_text(document, fill(text, results.stem, everything, folder))

@@ -14,6 +14,8 @@ from jdmctl.errors import BadInputError, JdmError
 from jdmctl.evaluation.bootstrap import Estimate
 from jdmctl.training.atomic import require_writable, write_text
 
+ITSELF = "reference pictures against themselves"  # a method whose distances are ideal, of any number
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,7 +42,7 @@ class Row:
     @property
     def is_of_set(self) -> bool:
         """Whether it is of the pictures as a whole, as distances are, and changes with their number."""
-        return self.metric.startswith(_OF_SETS)
+        return self.metric.startswith(_OF_SETS) and self.method != ITSELF
 
     @property
     def estimate(self) -> Estimate:
@@ -82,7 +84,7 @@ def require_same_setup(path: Path | None, made: Collection[tuple[str, str, str]]
     worlds = {world for world, _, _ in made}
     for row in read(path) if path else []:
         is_beside = row.metric == "frechet" and row.world in worlds and row.key[:3] not in made
-        if is_beside and not (row.setup.endswith(here) and n in (None, row.n)):
+        if is_beside and not (row.setup.endswith(here) and (n in (None, row.n) or not row.is_of_set)):
             counted = "" if n is None else f", {n} pictures"
             raise BadInputError(
                 f"{row.metric} of {row.method} in {path} was measured with {_measured_with(row)}, and now it would be "
@@ -105,9 +107,9 @@ def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     """
     new = list(new)
     merged = list({(*row.key[:-1], _without_goal(row.metric)): row for row in (*old, *new)}.values())
-    setups = {(row.world, row.metric): row for row in new}
+    setups = {(row.world, row.metric, row.is_of_set): row for row in new}
     for row in merged:
-        other = setups.get((row.world, row.metric), row)
+        other = setups.get((row.world, row.metric, row.is_of_set), row)
         if _measured_with(other) != _measured_with(row):
             raise BadInputError(
                 f"{row.metric} of {row.method} was measured with {_measured_with(row)}, "
@@ -150,35 +152,75 @@ def table(rows: Sequence[Row], names: Sequence[str] = ("world", "control", "meth
 
 def has_place(document: str, name: str) -> bool:
     """Whether it asks for these results, and not just for those of a longer name."""
-    return re.search(rf"<!-- results: {re.escape(name)} (\||-->)", document) is not None
+    return re.search(rf"<!-- results: {_among(name)} (\||-->)", document) is not None
 
 
-def fill(document: str, name: str, rows: Sequence[Row]) -> str:
+def fill(document: str, name: str, rows: Sequence[Row], folder: Path = Path()) -> str:
     """The document with its tables of these rows made anew.
 
     A table stands between `<!-- results: NAME -->` and `<!-- end -->`; with
     `<!-- results: NAME | depth l1, frechet -->` it has only these columns, and with
-    `<!-- results: NAME | control depth | depth l1, frechet -->` only the rows of this control.
+    `<!-- results: NAME | control depth | depth l1, frechet -->` only the rows of this control, after which
+    `| methods jdm; nct |` names those of some methods. `NAME+OTHER` has the rows of both files, OTHER.json in `folder`.
 
     Raises:
-        JdmError: the document has no such place.
+        JdmError: the document has no such place, or there is no such file.
+        BadInputError: rows of several files cannot stand in one table.
     """
 
     def replace(found: re.Match[str]) -> str:
-        wanted = [metric.strip() for metric in (found["metrics"] or "").split(",") if metric.strip()]
-        chosen = [row for row in rows if not wanted or row.metric in wanted]
-        if found["control"] is None:
-            return f"{found['start']}{table(chosen)}\n<!-- end -->"
-        chosen = [row for row in chosen if row.control == found["control"]]
-        return f"{found['start']}{table(chosen, ['method'])}\n<!-- end -->"
+        wanted, methods = _words(found["metrics"], ","), _words(found["methods"], ";")
 
-    narrowed = r"(?: \| control (?P<control>[^|]+?))?(?: \| (?P<metrics>.*?))?"
-    place = rf"(?P<start><!-- results: {re.escape(name)}{narrowed} -->\n).*?<!-- end -->"
+        def chosen(one: str) -> list[Row]:
+            return [
+                row
+                for row in (rows if one == name else _there(folder / f"{one}.json"))
+                if (not wanted or row.metric in wanted)
+                and (not methods or row.method in methods)
+                and found["control"] in (None, row.control)
+            ]
+
+        together = _together([chosen(one) for one in found["names"].split("+")])
+        shown = table(together) if found["control"] is None else table(together, ["method"])
+        return f"{found['start']}{shown}\n<!-- end -->"
+
+    narrowed = r"(?: \| control (?P<control>[^|]+?))?(?: \| methods (?P<methods>[^|]+?))?(?: \| (?P<metrics>.*?))?"
+    place = rf"(?P<start><!-- results: (?P<names>{_among(name)}){narrowed} -->\n).*?<!-- end -->"
     filled, count = re.subn(place, replace, document, flags=re.DOTALL)
     if not count:
         hint = f"put the lines <!-- results: {name} --> and <!-- end --> there"
         raise JdmError(f"no place for the results {name}", hint)
     return filled
+
+
+def _among(name: str) -> str:
+    """A pattern of the names of files, joined by +, of which it is one."""
+    return rf"(?:[^ +|]+\+)*{re.escape(name)}(?:\+[^ +|]+)*"
+
+
+def _words(text: str | None, sign: str) -> list[str]:
+    return [word.strip() for word in (text or "").split(sign) if word.strip()]
+
+
+def _there(path: Path) -> list[Row]:
+    if not path.exists():
+        raise JdmError(f"a table is of {path}, which is not there", hint="mend the table's mark, or make its rows")
+    return read(path)
+
+
+def _together(files: Iterable[Sequence[Row]]) -> list[Row]:
+    """Rows of several files. Raises BadInputError where setups differ, or one row is in two files with two values."""
+    found: list[Row] = []
+    for rows in files:
+        known = {row.key: row.estimate for row in found}
+        for row in rows:
+            if known.get(row.key, row.estimate) != row.estimate:
+                raise BadInputError(
+                    f"{row.metric} of {row.method} is {known[row.key]} in one file and {row.estimate} in another",
+                    hint="leave its method out of the table (| methods a; b |), or its metric",
+                )
+        found = merge(found, rows)
+    return found
 
 
 _OF_SETS = ("frechet", "kid", "precision", "recall")  # and what is named after them; canny precision is a mean
