@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,6 +234,7 @@ def test_the_history_of_a_run_that_was_resumed(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     history = History.of(tmp_path)
     assert history.seconds == 4 + 5 + 8 and history.memory_bytes == 140
+    assert history.updates == {"warmup": 10, "training": 20}
     assert history.curve == ((4.0, 0.1), (9.0, 0.5), (17.0, 0.8)) == history.curves["canny f1"]
     assert history.curves["kid"] == ((4.0, -0.1), (9.0, -0.5), (17.0, -0.8))
     later = history.after(100)
@@ -298,19 +300,34 @@ def test_a_recipe_with_rewards_alone_can_be_compared_without_naming_methods(jdmc
     assert first["event"] == "plan" and first["recipe"] == "quick.yaml" and first["state"] == "missing"
     assert first["updates"] == 2 and first["seconds_so_far"] == 0 and first["seconds_to_go"] is None
     assert first["flops_of_an_update"]["teacher"] > 0
-    assert first["flops"] == 2 * sum(first["flops_of_an_update"].values())
+    assert 2 * sum(first["flops_of_an_update"].values()) < first["flops"]  # with a warm-up of its fake score
 
 
 def test_rows_of_another_setup_are_refused_before_anything_is_trained(recipe, jdmctl_command, monkeypatch):
-    """A row that stays, of a method that is not scored now, and of another number of pictures."""
+    """A row that stays, of a method that is not scored now, and of another number of pictures, or another split."""
     monkeypatch.setattr("jdmctl.cli.compare.show", lambda *_: None)
     monkeypatch.setattr("jdmctl.cli.compare._run", lambda *_: pytest.fail("it is trained"))
     monkeypatch.setattr("jdmctl.comparison.heldout.samples", lambda split: range(500))
-    row = Row("tiny", "canny", "nct", 1, "frechet", 6.0, 5.0, 7.0, [0], 100, "jdmctl eval runs/nct", setup("a judge"))
+    row = Row("tiny", "canny", "nct", 1, "frechet", 6.0, 5.0, 7.0, [0], 100, "jdmctl eval runs/nct",
+              setup("a judge", split="test"))  # fmt: skip
     write(Path("rows.json"), [row])
     code, _, err = jdmctl_command("compare", recipe, "--results", "rows.json")
     assert code == 1 and "frechet of nct in rows.json was measured with a judge" in err
     assert ", 500 pictures: they cannot stand in one table" in err and "(jdmctl eval runs/nct)" in err
+    write(Path("rows.json"), [replace(row, n=500)])
+    code, _, err = jdmctl_command("compare", recipe, "--results", "rows.json", "--split", "val")
+    assert code == 1 and "a judge, split test; torch" in err and "with split val; torch" in err
+
+
+def test_a_goal_is_of_one_recipe(recipe, jdmctl_command, monkeypatch):
+    """Other recipes have other headlines; 0.82 of a distance would be no goal."""
+    code, _, err = jdmctl_command("compare", recipe, "tiny/canny", "--goal", "0.82", "--dry-run")
+    assert code == 1 and "--goal 0.82 is of one recipe's headline, and there are 2" in err
+    code, _, err = jdmctl_command("compare", recipe, "--goal", "nan", "--dry-run")
+    assert code == 1 and "--goal nan is no number" in err
+    monkeypatch.setattr("jdmctl.cli.compare.show", lambda arenas, out: print([arena.goal for arena in arenas]))
+    code, out, err = jdmctl_command("compare", recipe, "--goal", "0.82", "--dry-run")
+    assert code == 0 and "[0.82]" in out, err
 
 
 def test_a_method_that_is_named_twice_is_refused(recipe, jdmctl_command):
@@ -401,6 +418,7 @@ def test_from_the_command_to_the_report(compare, recipe):
     found = {(row["method"], row["metric"]): row for row in done["rows"]}
     methods = {method for method, _ in found}
     assert methods == {
+        "reference pictures against themselves",
         "true pictures", "VAE round trip", "student without control", "jdm", "ControlNet plugged in",
         "ControlNet 2 steps",
     }  # fmt: skip

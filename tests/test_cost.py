@@ -197,5 +197,8 @@ def test_each_phase_is_counted_on_a_batch_of_its_own(in_tiny_world, tmp_path):
     assert cost.passes["critic"] == (3, 2) and cost.flops > 1e6
     assert cell_cost(cell) == cost and "5}" not in kept.read_text()
     assert sum(cost.parts.values()) == cost.flops and cost.parts["critic"] > 0
+    ((stage, (flops, most)),) = cost.warmups.items()  # a fake score's update and a critic's, once
+    assert stage == "fake-score-warmup" and most == cell.recipe.fake_score.warmup_max_steps
+    assert 0 < flops < cost.flops and cell.recipe.fake_score.updates > 1
     cell = replace(cell, recipe=parse_recipe(given, [*changes, *sizes, "fake_score.updates=1"], "test"))
     assert cell_cost(cell).flops < cost.flops  # what was kept is of another recipe

@@ -1,6 +1,7 @@
 """`jdmctl eval`: what it measures, on sets whose values are known, and from the command."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -278,7 +279,12 @@ def test_all_pictures_of_a_set_count_beside_a_smaller_reference(evaluate, clip, 
 def test_depth_of_finished_pictures(evaluate, in_tiny_world, clip, boxes):
     options = ("--option", "depth.network=tiny/depth", "--option", "depth.normalise=per_image")
     found, _ = evaluate(boxes, "--data", boxes, "--features", clip, "--control", "depth", *options)
-    assert found["depth l1"]["value"] == 0
+    assert found["depth l1"]["value"] == 0 and "split" not in found["frechet"]["setup"]
+    other, _ = evaluate(boxes, "--data", boxes, "--features", clip, "--control", "depth", *options,
+                        "--option", "depth.scorer=tiny/depth_heldout")  # fmt: skip
+    assert found["frechet"]["setup"] == other["frechet"]["setup"]
+    by = [re.search(r" px, depth scored by ([0-9a-f]{8}); ", one["depth l1"]["setup"])[1] for one in (found, other)]
+    assert by[0] != by[1]
     assert all(word in shlex.split(found["depth l1"]["command"]) for word in options)
 
 
@@ -398,4 +404,8 @@ def test_the_world_s_own_generators(in_tiny_world, tiny_world, monkeypatch, caps
         assert found[student, "frechet"]["seeds"] == [0, 1] and found[student, "frechet"]["passes"] == 1
     assert found["teacher", "frechet"]["passes"] == 4
     assert found["student", "frechet"]["value"] != found["world/teacher", "frechet"]["value"]
+    ideal = {row["metric"]: row["value"] for row in rows if row["method"] == "reference pictures against themselves"}
+    assert list(ideal) == ["frechet", "kid", "precision", "recall"]
+    assert (ideal["frechet"], ideal["precision"], ideal["recall"]) == (0, 1, 1) and -0.1 < ideal["kid"] < 0
+    assert " px, split test; torch" in found["student", "frechet"]["setup"]
     assert "--student world/teacher" in found["student", "frechet"]["command"]

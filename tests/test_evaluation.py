@@ -243,6 +243,16 @@ def test_numbers_of_different_setups_do_not_meet_in_one_file():
     assert results.merge([old], [replace(ROW, setup="features b")])[0].setup == "features b"  # replaced
 
 
+def test_minutes_to_another_goal_replace_those_to_the_last():
+    """A goal is in a metric's name: a rerun with another leaves no row of before; another method's, metric's stay."""
+    old = replace(ROW, metric="minutes to canny f1 0.82")
+    others = [
+        replace(old, method="nct"), replace(old, metric="minutes to canny recall 0.82"), replace(old, metric="minutes")
+    ]  # fmt: skip
+    new = replace(old, metric="minutes to canny f1 0.83")
+    assert results.merge([old, *others], [new]) == [new, *others]
+
+
 @pytest.mark.parametrize("metric", ["frechet", "frechet / teacher", "kid to base", "precision", "recall"])
 def test_distances_of_different_counts_do_not_meet_in_one_file(metric):
     """Of 98 and of 500 pictures they are not comparable, whatever the method or the control; of another world they are
@@ -319,26 +329,60 @@ tail
         results.fill(document, "canny", rows)
 
 
+def test_a_table_may_be_of_several_files(tmp_path):
+    """In the order of the mark, whichever file is new; of one control, some methods and metrics. What both files have
+    is told once if it is the same, and refused if not, as are rows of another setup."""
+    true, jdm = (replace(ROW, method=method, setup="features a") for method in ("true pictures", "jdm, milder"))
+    again = replace(jdm, method="redistill", value=0.0105)
+    files = {"routes": [true, jdm, replace(true, control="canny")], "redistill": [true, again]}
+    for name, rows in files.items():
+        results.write(tmp_path / f"{name}.json", rows)
+
+    def filled(name: str, narrowed: str = "| control depth ") -> list[str]:
+        document = f"<!-- results: routes+redistill {narrowed}-->\n<!-- end -->"
+        assert results.has_place(document, name)
+        return [line.split(" | ")[0] for line in results.fill(document, name, files[name], tmp_path).split("\n")[3:-1]]
+
+    assert filled("routes") == filled("redistill") == ["| true pictures", "| jdm, milder", "| redistill"]
+    chosen = "| control depth | methods jdm, milder; redistill | depth error "
+    assert filled("redistill", chosen) == ["| jdm, milder", "| redistill"]
+    assert not results.has_place("<!-- results: routes+redistill -->", "distill")
+    for worse, complaint in (
+        (replace(true, value=0.0101), "true pictures is 0.011 .* in one file and 0.0101"),
+        (replace(again, setup="features b"), "features a, that of redistill with features b"),
+    ):
+        files["redistill"] = [worse]
+        with pytest.raises(BadInputError, match=complaint):
+            filled("redistill")
+    (tmp_path / "routes.json").unlink()
+    with pytest.raises(JdmError, match="a table is of .*routes.json, which is not there"):
+        filled("redistill")
+
+
 def test_estimate_prints_as_value_and_interval():
     assert str(Estimate(0.123456, 0.1, 0.2, 5)) == "0.1235 [0.1, 0.2]"
 
 
 def test_a_row_that_could_not_stay_is_found_before_the_work(tmp_path):
-    """By versions, device and number; not one that is replaced, or of another world; nor by a number nobody knows."""
-    file, here = tmp_path / "rows.json", results.setup("a judge")
+    """By split, versions, device and number; not one that is replaced, or of another world; nor by a number nobody
+    knows."""
+    file, here = tmp_path / "rows.json", results.setup("a judge", split="test")
     row = results.Row("tiny", "canny", "jdm", 1, "frechet", 6.0, 5.0, 7.0, [0], 500, "jdmctl eval runs/canny", here)
     made = {("tiny", "canny", "nct"), ("tiny", "canny", "dsm")}
-    for kept, n, device in (
-        (row, 100, "cpu"), (row, None, "cuda"), (replace(row, setup="a judge; torch 1.0"), None, "cpu"),
+    now = results.setup("", split="test")
+    for kept, n, ends in (
+        (row, 100, now), (row, None, results.setup("", "cuda", "test")), (row, None, results.setup("", split="val")),
+        (replace(row, setup="a judge; torch 1.0"), None, now),
+        (replace(row, setup=results.setup("a judge")), None, now),
     ):  # fmt: skip
         results.write(file, [kept])
         with pytest.raises(BadInputError, match="frechet of jdm in .* cannot stand in one table"):
-            results.require_same_setup(file, made, n, device)
+            results.require_same_setup(file, made, n, ends)
     other = replace(row, setup="", n=3)
     results.write(file, [row, replace(other, world="mine"), replace(other, method="nct")])
-    results.require_same_setup(file, made, 500, "cpu")
-    results.require_same_setup(file, made, None, "cpu")
-    results.require_same_setup(None, made, 3, "cuda")
+    results.require_same_setup(file, made, 500, now)
+    results.require_same_setup(file, made, None, now)
+    results.require_same_setup(None, made, 3, "")
 
 
 def test_tilted_weights_reach_the_mean_and_are_exponential():

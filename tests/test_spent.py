@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +14,14 @@ from jdmctl.comparison import cost as counting
 from jdmctl.comparison.cells import Cell, Entry, plan
 from jdmctl.comparison.cost import Cost
 from jdmctl.comparison.cost_tables import cost_tables
+from jdmctl.comparison.estimate import estimate
 from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.report import Arena, report
 from jdmctl.comparison.scenes import Scenes
 from jdmctl.comparison.scoring import Drawn, Scored
 from jdmctl.comparison.searches import MorePasses
 from jdmctl.comparison.spent import cost_rows, goal, in_short, ordinary, shares, total_flops
-from jdmctl.evaluation.results import Row
+from jdmctl.evaluation.results import Row, merge
 from jdmctl.recipe_files import to_yaml
 
 RECIPE = """
@@ -69,7 +70,8 @@ def test_a_controlnet_that_was_trained_beside_is_counted(tmp_path, monkeypatch, 
     assert own.history().seconds == 60 * 11
     assert ordinary(own) == "its teacher's is dsm-0's, counted"
     rows = {row.metric: row.value for row in cost_rows([own], {method: OF_OTHERS}, SCENES, "canny f1", "")}
-    assert rows["training TFLOP"] == 0.5 and rows["training TFLOP of its ControlNet"] == pytest.approx(0.1)
+    assert rows["training TFLOP"] == rows["main stage TFLOP"] == 0.5
+    assert rows["training TFLOP of its ControlNet"] == pytest.approx(0.1)
     assert rows["training minutes"] == 11 and rows["training minutes of its ControlNet"] == 3
 
 
@@ -106,9 +108,39 @@ def test_rows_of_cost(tmp_path, monkeypatch):
     assert rows["jdm", "GFLOP an update"].seeds == [0]
     assert rows["ControlNet plugged in", "minutes to canny f1 0.784"].value == 1
     assert ("jdm", "minutes to canny f1 0.784") not in rows
+    given = cost_rows(listed, {"jdm": OF_OTHERS, "dsm": OF_DSM}, SCENES, "canny f1", "", 0.7)
+    to_it = {row.method: row for row in given if row.metric == "minutes to canny f1 0.7"}
+    assert (to_it["jdm"].value, to_it["jdm"].low, to_it["jdm"].high) == (2.5, 2, 3)
+    assert "<th>minutes to canny f1 0.7</th>" in cost_tables(listed, {}, "canny f1", True, 0.7)
     assert {row.metric for row in in_short(found)} == {
-        "GFLOP an update", "training TFLOP", "training minutes", "peak memory GB", "minutes to canny f1 0.784",
+        "GFLOP an update", "training TFLOP", "main stage TFLOP", "training minutes",
+        "peak memory GB", "minutes to canny f1 0.784",
     }  # fmt: skip
+
+
+def test_updates_are_those_that_were_made(tmp_path, monkeypatch):
+    """100 of 4 GFLOP are planned, after at most 60 of 2; an alarm ended one seed at 40, after 20. A warm-up that has no
+    updates, and the seed that is not trained yet, have as many as are planned."""
+    cells = cells_of(tmp_path, monkeypatch, "jdm:3")
+    first, second, third = cells.values()
+    for cell in (first, second):
+        trained(cell, 4, 0.8)
+    step = {"event": "step", "seconds": 60.0}
+    records = [step | {"stage": "fake-score-warmup", "step": n} for n in (10, 20)]
+    records += [step | {"stage": "training", "step": n} for n in (20, 40)]
+    (first.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    cost = replace(OF_OTHERS, warmups={"dsm-warmup": (10**9, 0), "fake-score-warmup": (2 * 10**9, 60)})
+    assert [counting.main_flops(cell, cost) for cell in cells.values()] == [1.6e11, 4e11, 4e11]
+    assert [counting.training_flops(cell, cost) for cell in cells.values()] == [2e11, 5.2e11, 5.2e11]
+    found = cost_rows([first, second], {"jdm": cost}, SCENES, "canny f1", "")
+    rows = {row.metric: row for row in found}
+    assert rows["training TFLOP"].value == pytest.approx(0.36) and rows["training TFLOP"].seeds == [0, 1]
+    assert rows["main stage TFLOP"].value == pytest.approx(0.28)
+    monkeypatch.setattr("jdmctl.comparison.estimate.countable_cost", lambda cell: cost)
+    left = estimate(list(cells.values()))[third.name].seconds_left
+    assert left == pytest.approx(5.2e11 * (240 + 240) / 7.2e11)
+    table = cost_tables([first, third], {"jdm": cost}, "canny f1", True)
+    assert "<td>40</td>" in table and "<td>100</td>" in table
 
 
 def test_an_update_network_by_network(tmp_path, monkeypatch):
@@ -141,12 +173,31 @@ def test_a_report_has_one_name_for_a_run_and_that_of_the_headline(tmp_path, monk
         for metric in ("canny precision", "canny f1", "frechet")
     ]
     monkeypatch.setattr("jdmctl.comparison.report.score", lambda *_: Scored(scenes, drawn, rows, {}))
-    made = report(Arena("quick", tmp_path, tuple(cells.values())), Asked(), MorePasses(), "", print)
+    arena = Arena("quick", tmp_path, tuple(cells.values()))
+    other = report(replace(arena, goal=0.75), Asked(), MorePasses(), "", print)
+    assert "minutes to canny f1 0.75" in {row.metric for row in other.spent}
+    assert "minutes to canny f1 0.75" in other.file.read_text()
+    made = report(arena, Asked(), MorePasses(), "", print)
     assert "minutes to canny f1 0.784" in {row.metric for row in made.spent}
     html = made.file.read_text()
     assert "minutes to canny f1 0.784" in html and "canny f1 (val)" in html and "canny precision (val)" not in html
     assert "<td>ControlNet plugged in (dsm-0)</td><td>done</td>" in html and ">dsm" not in html
     assert len(set(re.findall(r'fill="(#\w+)">ControlNet plugged in', html))) == 1
+
+
+def test_reference_pictures_against_themselves():
+    """4 corners of a square of side 2: k(x, x) = (2 / 2 + 1)^3 = 8, of the others 1, 1 and 0, whose mean is 2 / 3; so
+    KID is -2 (8 - 2 / 3) / 4. They meet no other row's number of pictures."""
+    corners = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]], dtype=torch.float64)
+    judge: Any = SimpleNamespace(name="a judge")
+    pictures: Any = SimpleNamespace(images=torch.zeros(8, 3, 4, 4))
+    ideal = Scenes("tiny", pictures, 8, {}, {}, judge, corners, None).ideal("jdmctl world report")
+    assert {row.metric: row.value for row in ideal} == {
+        "frechet": 0, "kid": pytest.approx(-2 * (8 - 2 / 3) / 4), "precision": 1, "recall": 1,
+    }  # fmt: skip
+    assert all(row.low == row.value == row.high and row.n == 4 for row in ideal)
+    others = [replace(row, method="true pictures", n=8) for row in ideal]
+    assert merge(ideal, others) == merge(others, ideal)[4:] + others == ideal + others
 
 
 def test_without_any_validation_there_is_no_goal(tmp_path, monkeypatch):

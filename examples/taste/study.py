@@ -101,6 +101,7 @@ def align_command(
 class Exam:
     """The captions of a split, and everything that answers are measured against."""
 
+    split: str
     captions: list[str]
     judge: Judge
     stated: dict[str, Tensor]
@@ -123,7 +124,7 @@ class Exam:
                        for one in (reference, scenes))  # fmt: skip
         fit = torch.linalg.lstsq(told, liked.double()[:, None], driver="gelsd").solution  # of least norm
         return cls(
-            captions, judge, judge.classes(scenes.stated[:, 0]), judge.classes(scenes.truth),
+            split, captions, judge, judge.classes(scenes.stated[:, 0]), judge.classes(scenes.truth),
             judge.features(images), liked, (liked - (told @ fit)[:, 0]).float(), (asked @ fit)[:, 0].float(),
             ((first - second).square().mean() / 2).sqrt().item(), first,
         )  # fmt: skip
@@ -173,7 +174,7 @@ def _tilted(tastes: Tensor, mean: float) -> Tensor | None:
 def rows_of(exam: Exam, method: str, passes: int, drawn: list[Tensor], seeds: list[int], command: str) -> list[Row]:
     """Means over seeds; an interval holds every seed's."""
     each = [exam.marks(images) for images in drawn]
-    how = setup(f"{exam.judge.name}, {len(exam.reference)} reference pictures")
+    how = setup(f"{exam.judge.name}, {len(exam.reference)} reference pictures", split=exam.split)
     rows = []
     for metric in sorted(set.intersection(*map(set, each))):
         values, lows, highs = zip(*(marks[metric] for marks in each), strict=True)

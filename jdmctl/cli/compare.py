@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +57,10 @@ def compare(
         float("inf")
     ),
     teacher_steps: Annotated[str, typer.Option(help="Steps of the teacher with dsm's ControlNet.")] = "10,25,50",
+    goal: Annotated[
+        float | None,
+        typer.Option(help="Headline that minutes are counted to, as 0.82; default the first run's best, less 2 %."),
+    ] = None,
     best_of: Annotated[str, typer.Option(help="First reward: also the best of so many pictures, as 4,16.")] = "",
     refine_steps: Annotated[str, typer.Option(help="First reward: also noise refined (ReNO), in steps.")] = "",
     data: HeldOutOption = None,
@@ -95,7 +100,9 @@ def compare(
             _numbers("--teacher-steps", teacher_steps), _numbers("--best-of", best_of),
             _numbers("--refine-steps", refine_steps),
         )  # fmt: skip
-        arenas = _arenas(recipes, common, entries, output)
+        arenas = [replace(arena, goal=goal) for arena in _arenas(recipes, common, entries, output)]
+        if goal is not None:
+            _require_one_headline(arenas, goal)
         if more.best_of or more.refine_steps:
             _require_rewards(arenas)
         show(arenas, out)
@@ -168,6 +175,17 @@ def _require_apart(arenas: list[Arena]) -> None:
             )
 
 
+def _require_one_headline(arenas: list[Arena], goal: float) -> None:
+    """Raises BadInputError for a goal that is no number, or of several recipes, each of a headline of its own."""
+    if len(arenas) > 1 or not math.isfinite(goal):
+        raise BadInputError(
+            f"--goal {goal:g} is of one recipe's headline, and there are {len(arenas)}"
+            if len(arenas) > 1
+            else f"--goal {goal:g} is no number",
+            hint=f"give it for one: jdmctl compare {arenas[0].recipe} --goal 0.8",
+        )
+
+
 def _require_rewards(arenas: list[Arena]) -> None:
     """Raises BadInputError if nothing can be searched for: told before anything is trained."""
     own = [arena.cells[0].recipe for arena in arenas]
@@ -191,7 +209,7 @@ def _require_same_setup(results: Path | None, arenas: list[Arena], asked: Asked,
         for arena in arenas
         for method in methods(arena.cells, more)
     }
-    require_same_setup(results, made, asked.number, asked.device)
+    require_same_setup(results, made, asked.number, asked.setup)
 
 
 def _run(

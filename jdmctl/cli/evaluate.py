@@ -116,7 +116,7 @@ def _require_same_setup(results: Path, entrant: Entrant, asked: Asked, baselines
     world = asked.name if asked.data else world_name(entrant.recipe.model.teacher)
     controls = dict.fromkeys(control.name for recipe in entrant.recipes for control in recipe.controls)
     made = {(world, "+".join(controls), method) for method in (entrant.method, *(BASELINES if baselines else ()))}
-    require_same_setup(results, made, asked.number, asked.device)
+    require_same_setup(results, made, asked.number, asked.setup)
 
 
 def _require_picture(place: Path | None) -> None:
@@ -195,4 +195,4 @@ def keep(rows: list[Row], results: Path | None) -> None:
         write(results, everything)
         for document in (Path(f"{folder}.md"), folder.parent / f"{results.stem}.md", Path("README.md")):
             if document.exists() and has_place(text := document.read_text(encoding="utf-8"), results.stem):
-                write_text(document, fill(text, results.stem, everything))
+                write_text(document, fill(text, results.stem, everything, folder))

@@ -22,7 +22,7 @@ from jdmctl.comparison.sheet import sheet
 from jdmctl.controls.base import load_control
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.bootstrap import mean
-from jdmctl.evaluation.results import Row
+from jdmctl.evaluation.results import ITSELF, Row
 from jdmctl.families.identify import family_of
 from jdmctl.families.names import family_class
 from jdmctl.recipe import Recipe
@@ -35,7 +35,7 @@ from jdmctl.tinyworld.world import is_of_world, world_folder, world_name
 
 TEACHER_STEPS = 25
 _IN_STEPS = f"ControlNet {TEACHER_STEPS} steps"
-BASELINES = (TRUE, ROUND_TRIP, NO_CONTROL, PLUGGED, _IN_STEPS)
+BASELINES = (ITSELF, TRUE, ROUND_TRIP, NO_CONTROL, PLUGGED, _IN_STEPS)
 Say = Callable[[str], None]
 
 
@@ -168,6 +168,7 @@ def score_runs(
     marks = scenes.marks(drawings)
     rows = scenes.rows(entrant.method, 1, marks, entrant.seeds, command)
     if with_baselines:
+        rows += scenes.ideal(command)
         baselines = {}
         for name, passes, drawing in _baselines(scenes, entrant, say):
             baselines[name] = scenes.marks([drawing])
@@ -256,7 +257,7 @@ def world_rows(asked: Asked, students: Sequence[str], seeds: Sequence[int], comm
         compared = scenes.compared(marks[method], beside)
         return scenes.rows(method, passes, marks[method] | compared, seeds[: len(drawings)], command)
 
-    rows = rows_of(TRUE, 0, [Drawing(scenes.true_images())], {})
+    rows = scenes.ideal(command) + rows_of(TRUE, 0, [Drawing(scenes.true_images())], {})
     rows += rows_of(ROUND_TRIP, 0, [scenes.round_trip(family)], {})
     say(f"drawing {scenes.num} pictures with the teacher, {len(seeds)} times")
     passes = TEACHER_STEPS * (1 if scale == 1 else 2)
@@ -280,14 +281,13 @@ def world_report() -> dict[str, float]:
 
 def _baselines(scenes: Scenes, entrant: Entrant, say: Say) -> Iterator[tuple[str, int, Drawing]]:
     """(method, backbone passes per picture, drawing): the best possible, no control, and ordinary ControlNets."""
-    recipe, seed = entrant.recipe, entrant.seeds[0]
+    recipe, model, seed = entrant.recipe, entrant.recipe.model, entrant.seeds[0]
     family = build_base(recipe, scenes.device)
     yield TRUE, 0, Drawing(scenes.true_images())
     yield ROUND_TRIP, 0, scenes.round_trip(family)
     say("drawing the student without control")
     yield NO_CONTROL, 1, scenes.draw(family, seed, controlled=False)
     shipped = {name: world_folder() / f"controlnet_{name}" for name in scenes.controls}
-    model = recipe.model
     if not shipped or not model.student or model.teacher != "tiny" or not all(map(Path.exists, shipped.values())):
         return
     say("drawing the student with an ordinary ControlNet plugged in")

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jdmctl.build_run import build_run
 from jdmctl.comparison.cells import Cell
+from jdmctl.comparison.history import History
 from jdmctl.comparison.owners import Owners
 from jdmctl.errors import JdmError
 from jdmctl.families.base import DiffusionDenoiser
@@ -26,7 +27,7 @@ from jdmctl.training.attention import training_attention
 from jdmctl.training.run import make_accelerator
 from jdmctl.types import Batch, Step
 
-_COUNTED = "a whole batch, with attention and the critic, by part"
+_COUNTED = "a whole batch, with attention and the critic, by part; warm-ups too"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Cost:
     passes: dict[str, tuple[int, int]]  # network -> forward, backward
     flops: int  # multiply-adds count as two, as torch.utils.flop_counter does
     parts: dict[str, int]  # whose they are: networks, energies, extractors, all else
+    warmups: dict[str, tuple[int, int]] = field(default_factory=dict)  # stage -> operations of an update, most updates
 
 
 def training_cost(step: Step, piece_of: Callable[[str], Batch], pieces: int = 1) -> Cost:
@@ -61,16 +63,22 @@ def training_cost(step: Step, piece_of: Callable[[str], Batch], pieces: int = 1)
 
 
 def cell_cost(cell: Cell) -> Cost:
-    """Of a cell's main stage, counted once on a piece of one batch and kept beside its folder, of this recipe alone."""
+    """Of a cell's main stage and of its warm-ups, counted once on a piece of one batch and kept beside its folder, of
+    this recipe alone. What a teacher draws beforehand is not in it."""
     file, counted = cell.folder.with_name(f"{cell.folder.name}.cost.json"), what_is_counted(cell)
     values = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if values.pop("counted", "") != counted:
         run = build_run(cell.recipe, make_accelerator("cpu", "fp32"))
         pieces = run.settings.gradient_accumulation_steps
-        values = asdict(training_cost(run.stages[-1].step, lambda phase: run.batches.batch(phase, 0, 0), pieces))
+        each = [training_cost(stage.step, lambda phase: run.batches.batch(phase, 0, 0), pieces) for stage in run.stages]
+        warmups = {
+            stage.name: (one.flops, stage.num_steps) for stage, one in zip(run.stages[:-1], each[:-1], strict=True)
+        }
+        values = asdict(replace(each[-1], warmups=warmups))
         write_text(file, json.dumps({"counted": counted, **values}) + "\n")
     passes = {name: (there, back) for name, (there, back) in values["passes"].items()}
-    return Cost(passes, values["flops"], values["parts"])
+    warmups = {name: (flops, most) for name, (flops, most) in values["warmups"].items()}
+    return Cost(passes, values["flops"], values["parts"], warmups)
 
 
 def what_is_counted(cell: Cell) -> str:
@@ -86,16 +94,30 @@ def countable_cost(cell: Cell) -> Cost | None:
         return None
 
 
-def training_flops(cell: Cell, cost: Cost | None) -> float | None:
+def updates(cell: Cell, stage: str = "training", most: int = 0) -> int:
+    """Of a run that is done as many as it had, which an alarm may have ended early; else all that are planned."""
+    done = History.of(cell.folder).updates.get(stage, 0) if cell.is_done else 0
+    return done or most or cell.recipe.training.num_steps
+
+
+def main_flops(cell: Cell, cost: Cost | None) -> float | None:
     """Of all updates of a cell's main stage, by the cost of one."""
-    return float(cost.flops * cell.recipe.training.num_steps) if cost else None
+    return float(cost.flops * updates(cell)) if cost else None
+
+
+def training_flops(cell: Cell, cost: Cost | None) -> float | None:
+    """The same with its warm-ups."""
+    if cost is None:
+        return None
+    of_warmups = sum(flops * updates(cell, name, most) for name, (flops, most) in cost.warmups.items() if most)
+    return float(cost.flops * updates(cell) + of_warmups)
 
 
 def networks(step: Step) -> dict[str, nn.Module]:
     """The networks of a step by role; branches that two roles share are named once."""
     found: dict[str, nn.Module] = {}
-    for field in fields(step):  # type: ignore[arg-type]  # steps are dataclasses
-        for name, module in _parts(field.name, getattr(step, field.name)):
+    for part in fields(step):  # type: ignore[arg-type]  # steps are dataclasses
+        for name, module in _parts(part.name, getattr(step, part.name)):
             if not any(module is other for other in found.values()):
                 found[name] = module
     return found

@@ -6,13 +6,13 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 
 from jdmctl.comparison.cells import Cell
-from jdmctl.comparison.cost import Cost
+from jdmctl.comparison.cost import Cost, updates
 from jdmctl.comparison.spent import goal, ordinary, total_flops
 
 _NOTE = (
     "Minutes include warm-ups; minutes and TFLOP include the training of the ordinary ControlNets that a method's "
-    "teacher has, where the last column says so. The goal is what the first run reached on validation, less 2 %. TFLOP "
-    "are of all updates of the main stage."
+    "teacher has, where the last column says so. The goal is what --goal says, else what the first run reached on "
+    "validation, less 2 %. TFLOP are of all updates that were made, warm-ups among them."
 )
 _NOTE_OF_NETWORKS = (
     "GFLOP of an update of the main stage, and forward + backward passes, counted while it ran. A pass is of its whole "
@@ -22,15 +22,27 @@ _NOTE_OF_NETWORKS = (
 )
 
 
-def cost_tables(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, higher_is_better: bool) -> str:
+def cost_tables(
+    cells: Sequence[Cell],
+    costs: Mapping[str, Cost],
+    headline: str,
+    higher_is_better: bool,
+    given_goal: float | None = None,
+) -> str:
     """What each run took, and how soon it came to what the first one reached; and an update, network by network."""
     called = {cell.label: cell.called for cell in cells}
     of_networks = _of_networks({called[label]: cost for label, cost in costs.items()}) if costs else ""
-    return _of_runs(cells, costs, headline, higher_is_better) + of_networks
+    to_reach = goal(cells, higher_is_better, given_goal)
+    return _of_runs(cells, costs, headline, higher_is_better, to_reach) + of_networks
 
 
-def _of_runs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, higher_is_better: bool) -> str:
-    to_reach = goal(cells, higher_is_better)
+def _of_runs(
+    cells: Sequence[Cell],
+    costs: Mapping[str, Cost],
+    headline: str,
+    higher_is_better: bool,
+    to_reach: float | None,
+) -> str:
     columns = (
         "run", "state", "minutes", f"minutes to {headline} {'' if to_reach is None else f'{to_reach:.3g}'}",
         "peak memory, GB", "updates", "batch", "GFLOP an update", "TFLOP", "ordinary ControlNet",
@@ -42,7 +54,7 @@ def _of_runs(cells: Sequence[Cell], costs: Mapping[str, Cost], headline: str, hi
         whole = total_flops(cell, cost) if cost else None
         lines.append((
             cell.told, cell.state, f"{history.seconds / 60:.1f}", "" if reached is None else f"{reached / 60:.1f}",
-            f"{history.memory_bytes / 1e9:.1f}", training.num_steps, training.batch_size,
+            f"{history.memory_bytes / 1e9:.1f}", updates(cell), training.batch_size,
             f"{cost.flops / 1e9:.0f}" if cost else "", "" if whole is None else f"{whole / 1e12:.3g}", ordinary(cell),
         ))  # fmt: skip
     return _table(columns, lines, _NOTE)

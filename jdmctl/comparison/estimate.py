@@ -13,7 +13,7 @@ from jdmctl.comparison.history import History
 @dataclass(frozen=True)
 class Estimate:
     cost: Cost | None  # of an update; None: given, or cannot be counted yet
-    flops: float | None  # of all updates of the main stage
+    flops: float | None  # of all updates, warm-ups among them
     seconds_so_far: float
     seconds_left: float | None  # None: nothing has run yet that would give a pace
 

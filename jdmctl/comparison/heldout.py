@@ -20,6 +20,7 @@ from jdmctl.data.rows import ListedRows, Rows
 from jdmctl.data.rows import Pictures as RowPictures
 from jdmctl.errors import BadInputError
 from jdmctl.evaluation.extractors import FeatureJudge, load_features
+from jdmctl.evaluation.results import setup
 from jdmctl.sampling import read_record
 from jdmctl.tinyworld.judge import Judge as WorldJudge
 from jdmctl.tinyworld.source import Pictures
@@ -40,12 +41,15 @@ class HeldOut:
     num: int
     device: str = "cpu"  # of what draws and looks, where a comparison has a choice
     halved: Pictures | None = None  # all of the data, where every other picture of it is the reference
+    split: str = ""  # of the world
 
     @classmethod
     def of_world(cls, split: str, num: int, device: str = "cpu") -> HeldOut:
         """The first `num` pictures of a split of the world in use, with its small judge, which stays on the CPU."""
         judge = WorldJudge.load(world_folder())
-        return cls(world_name(), samples(split), samples("reference"), samples("train"), judge, num, device)
+        return cls(
+            world_name(), samples(split), samples("reference"), samples("train"), judge, num, device, split=split
+        )  # fmt: skip
 
     @classmethod
     def of_folders(
@@ -71,9 +75,10 @@ class HeldOut:
         return cls(data.resolve().name, pictures, others, None, judge, num, device, halved)
 
     def scenes(self, controls: Mapping[str, Control]) -> Scenes:
-        return Scenes.make(
+        made = Scenes.make(
             self.name, self.pictures, self.num, dict(controls), self.judge, self.reference, self.train, self.device
         )  # fmt: skip
+        return replace(made, split=self.split)
 
     def described_by(self, drawn: Pictures) -> HeldOut:
         """As many of the pictures as of those drawn, some again if they are fewer, with the captions of those drawn: to
@@ -104,6 +109,11 @@ class Asked:
     def number(self) -> int | None:
         """Of pictures that are scored; None where they are the user's, and nobody has counted them yet."""
         return None if self.data else min(self.num, len(samples(self.split)))
+
+    @property
+    def setup(self) -> str:
+        """As far as it is known now: how that of rows ends."""
+        return setup("", torch.device(self.device).type, "" if self.data else self.split)
 
     def open(self, resolution_px: int) -> HeldOut:
         if self.data is None:

@@ -17,6 +17,7 @@ class History:
     seconds: float  # of training, warm-ups included
     memory_bytes: int  # the most that was held at once, as far as it was recorded
     curves: Mapping[str, tuple[tuple[float, float], ...]]
+    updates: Mapping[str, int]  # stage -> how many it has had
 
     @property
     def curve(self) -> tuple[tuple[float, float], ...]:
@@ -48,12 +49,13 @@ class History:
                 for title, value in found[step].items():
                     curves.setdefault(title, []).append((at, value))
             began += total
-        return cls(began, memory, {title: tuple(points) for title, points in curves.items()})
+        updates = {stage: max(seconds) for stage, seconds in paces.items()}
+        return cls(began, memory, {title: tuple(points) for title, points in curves.items()}, updates)
 
     def after(self, seconds: float) -> History:
         """The same as a part of a longer story that began so much earlier."""
         later = {title: tuple((seconds + at, v) for at, v in points) for title, points in self.curves.items()}
-        return History(seconds + self.seconds, self.memory_bytes, later)
+        return History(seconds + self.seconds, self.memory_bytes, later, self.updates)
 
     def seconds_to(self, score: float, higher_is_better: bool) -> float | None:
         """When validation first showed this score or a better one."""

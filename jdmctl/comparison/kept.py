@@ -32,7 +32,7 @@ class KeptSampler:
     def __init__(self, family: Any, folder: Path) -> None:
         self._family, self._folder = family, folder
         device = describe_device(next(family.teacher.parameters()).device)
-        self._teacher = _digest(
+        self._teacher = digest_of(
             {
                 "weights": dict(family.teacher.state_dict()),
                 "sampler": [type(family).__qualname__, family.teacher.prediction, dict(family.sampler_config)],
@@ -45,7 +45,7 @@ class KeptSampler:
     ) -> Tensor:
         """x0 [B, C, h, w], as `multistep` gives it. Raises JdmError if the folder cannot be written."""
         asked = {"noise": noise, "prompt": prompt, "empty": self._family.empty_prompt(1), "controls": controls}
-        key = _digest({**asked, "how": [self._teacher, num_steps, guidance_scale]})
+        key = digest_of({**asked, "how": [self._teacher, num_steps, guidance_scale]})
         file = self._folder / f"{key}.safetensors"
         try:
             return load_file(file)["x0"].to(noise.device)
@@ -59,18 +59,18 @@ class KeptSampler:
         return x0
 
 
-def _digest(content: Any) -> str:
+def digest_of(content: Any) -> str:
     """sha256 of tensors, texts and numbers in mappings and lists."""
     digest = hashlib.sha256()
     if isinstance(content, Tensor):
         digest.update(f"{content.dtype} {tuple(content.shape)} ".encode())
         digest.update(content.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(content, Mapping):
-        digest.update(repr([(name, _digest(content[name])) for name in sorted(content)]).encode())
+        digest.update(repr([(name, digest_of(content[name])) for name in sorted(content)]).encode())
     else:
         digest.update(json.dumps(content, default=_told, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def _told(content: Any) -> str:
-    return _digest(content) if isinstance(content, Tensor) else str(content)
+    return digest_of(content) if isinstance(content, Tensor) else str(content)

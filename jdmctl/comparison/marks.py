@@ -84,18 +84,23 @@ def _liking(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
 def _fidelity(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:
     """Distances to the reference pictures, and to the student's own pictures without control, where there are some."""
     features = scenes.judge.features(images)
-    found = {
-        "frechet": _frechet(features, scenes.reference),
-        "kid": kernel_statistic(features, scenes.reference),
-        "precision": _mean_of(among(features, scenes.reference).double()),
-        "recall": recall_statistic(features, scenes.reference),
-    }
+    found = distances(features, scenes.reference)
     if scenes.train is not None:
         found["nearest train"] = _mean_of(nearest(thumbnails(images), scenes.train))
     if scenes.base is not None:
         found["frechet to base"] = _frechet(features, scenes.base)
         found["kid to base"] = kernel_statistic(features, scenes.base)
     return found
+
+
+def distances(features: Tensor, reference: Tensor) -> dict[str, Statistic]:
+    """How a set is to another: of features [N, D] and [M, D]."""
+    return {
+        "frechet": _frechet(features, reference),
+        "kid": kernel_statistic(features, reference),
+        "precision": _mean_of(among(features, reference).double()),
+        "recall": recall_statistic(features, reference),
+    }
 
 
 def _appearance(scenes: Scenes, images: Tensor) -> dict[str, Statistic]:

@@ -36,10 +36,11 @@ def page(
     scenes: Scenes,
     drawn: Sequence[Drawn],
     rows: Sequence[Row],
+    goal: float | None = None,  # of the headline, where one is given
 ) -> str:
     """The whole document."""
     values = {(row.method, row.metric): row for row in rows}
-    methods = {one.method: one.passes for one in drawn}
+    methods = {row.method: row.passes for row in rows}
     own = list(dict.fromkeys(row.metric for row in rows if " / " not in row.metric and "gap closed" not in row.metric))
     relative = list(dict.fromkeys(row.metric for row in rows if row.metric not in own))
     headline = scenes.headline
@@ -57,7 +58,7 @@ def page(
         "<h2>Beside what was there before</h2>" if relative else "",
         _table(methods, relative, values) if relative else "",
         "<h2>Training</h2>",
-        cost_tables(cells, costs, headline, scenes.is_better_higher),
+        cost_tables(cells, costs, headline, scenes.is_better_higher, goal),
         _curves(cells, colors, headline),
         "<h2>Passes, adherence, fidelity, variety</h2>",
         _scatters(drawn, values, headline, colors),

@@ -24,6 +24,7 @@ class Arena:
     recipe: str
     folder: Path
     cells: tuple[Cell, ...]
+    goal: float | None = None  # of the headline, that minutes are counted to; None: what the first run reached
 
     @property
     def missing(self) -> list[str]:
@@ -43,9 +44,9 @@ def report(arena: Arena, asked: Asked, more: MorePasses, command: str, say: Call
     scored = score(arena.cells, asked, more, command, say)
     first = [cell for cell in arena.cells if cell.is_done and cell.number == 0 and not cell.is_given]
     costs = {cell.label: cell_cost(cell) for cell in first}
-    spent = cost_rows(arena.cells, costs, scored.scenes, scored.scenes.headline, command)
+    spent = cost_rows(arena.cells, costs, scored.scenes, scored.scenes.headline, command, arena.goal)
     write(arena.folder / "compare.json", [*scored.rows, *spent])
     file = arena.folder / "report.html"
     title = f"{arena.recipe}: ways to teach a one-step student"
-    write_text(file, page(title, arena.cells, costs, scored.scenes, scored.drawn, scored.rows))
+    write_text(file, page(title, arena.cells, costs, scored.scenes, scored.drawn, scored.rows, arena.goal))
     return Report(scored, costs, spent, file)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jdmctl.comparison.device import at_once
-from jdmctl.comparison.kept import KeptSampler
-from jdmctl.comparison.marks import Marks, Statistic, gap_closed, marks_of, ratio, thumbnails
+from jdmctl.comparison.kept import KeptSampler, digest_of
+from jdmctl.comparison.marks import Marks, Statistic, distances, gap_closed, marks_of, ratio, thumbnails
 from jdmctl.controls.base import Control
 from jdmctl.errors import JdmError
 from jdmctl.evaluation.bootstrap import bootstrap
 from jdmctl.evaluation.prompts import Classes
-from jdmctl.evaluation.results import Row, setup
+from jdmctl.evaluation.results import ITSELF, Row, setup
 from jdmctl.rewards.base import Reward
 from jdmctl.tinyworld.source import Pictures
 from jdmctl.tinyworld.world import cache_folder
@@ -73,6 +74,7 @@ class Scenes:
     uncontrolled: Tensor | None = None  # first requests, by the student without control
     rewards: Mapping[str, Reward] = field(default_factory=dict)  # name in rows -> what is asked of every picture
     device: str = "cpu"  # where families, controls and rewards are; pictures and conditions stay on the CPU
+    split: str = ""  # of the world, that the pictures are; none of the user's own
 
     @classmethod
     def make(
@@ -115,9 +117,24 @@ class Scenes:
     @property
     def setup(self) -> str:
         """What numbers must have in common to be compared."""
+        return self.setup_of("")
+
+    def setup_of(self, metric: str) -> str:
+        """The same, with the network that scores its control, if one does."""
         height, width = self.pictures.images.shape[-2:]
         measure = f"{self.judge.name}, {len(self.reference)} reference pictures, {width} x {height} px"
-        return setup(measure, torch.device(self.device).type)
+        by = [f", {name} scored by {which}" for name, which in self._scorers.items() if metric.startswith(f"{name} ")]
+        return setup("".join([measure, *by]), torch.device(self.device).type, self.split)
+
+    @cached_property
+    def _scorers(self) -> dict[str, str]:
+        """Control -> sha256 of the weights that score it, in short; of one that needs none, nothing."""
+        networks = {name: getattr(control, "scorer", None) for name, control in self.controls.items()}
+        return {
+            name: digest_of(dict(network.state_dict()))[:8]
+            for name, network in networks.items()
+            if isinstance(network, nn.Module)
+        }
 
     @property
     def headline(self) -> str:
@@ -205,10 +222,24 @@ class Scenes:
             rows.append(
                 Row(
                     self.world, name, method, passes, metric, value, low, high, list(seeds), self.num, command,
-                    self.setup,
+                    self.setup_of(metric),
                 )
             )  # fmt: skip
         return rows
+
+    def ideal(self, command: str) -> list[Row]:
+        """Rows of the reference pictures against themselves: what measures distance must give then, to 9 digits.
+
+        Frechet 0, precision and recall 1. KID is unbiased for sets apart; here each picture meets itself, so it is
+        -2 (mean k(x, x) - mean k(x, y)) / M, y another. Nothing is sampled, so there is no interval.
+        """
+        every = torch.arange(len(self.reference))
+        found = {name: round(one(every), 9) + 0.0 for name, one in distances(self.reference, self.reference).items()}
+        about = self.world, "+".join(self.controls), ITSELF, 0
+        return [
+            Row(*about, metric, value, value, value, [0], len(every), command, self.setup)
+            for metric, value in found.items()
+        ]
 
     def compared(self, marks: Marks, baselines: dict[str, Marks]) -> Marks:
         """Ratios of adherence, Frechet distance and variety to other methods', on the same scenes.

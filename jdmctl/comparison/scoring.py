@@ -12,7 +12,7 @@ from jdmctl.comparison.heldout import Asked
 from jdmctl.comparison.scenes import NO_CONTROL, ROUND_TRIP, TRUE, Drawing, Marks, Scenes
 from jdmctl.comparison.searches import BEST_OF, REFINED, MorePasses, searches
 from jdmctl.errors import BadInputError
-from jdmctl.evaluation.results import Row
+from jdmctl.evaluation.results import ITSELF, Row
 from jdmctl.recipe import Recipe
 from jdmctl.tinyworld.world import is_of_world
 
@@ -52,7 +52,7 @@ def score(cells: Sequence[Cell], asked: Asked, more: MorePasses, command: str, s
         )
     scenes = _open(recipe, asked)
     drawn: list[Drawn] = []
-    rows: list[Row] = []
+    rows = scenes.ideal(command)
     marks: dict[str, Marks] = {}
     for one in _draw(scenes, cells, more):
         say(f"scored: {one.method}, {one.passes} passes")
@@ -73,7 +73,7 @@ def methods(cells: Sequence[Cell], more: MorePasses) -> set[str]:
     ordinary = {cell.label for cell in cells if cell.recipe.method == "dsm"}
     searched = {*map(BEST_OF.format, more.best_of), *map(REFINED.format, more.refine_steps)}
     in_steps = {_in_steps(label, num_steps) for label in ordinary for num_steps in more.teacher_steps}
-    return {TRUE, ROUND_TRIP, NO_CONTROL, *searched, *in_steps, *(cell.called for cell in cells)}
+    return {ITSELF, TRUE, ROUND_TRIP, NO_CONTROL, *searched, *in_steps, *(cell.called for cell in cells)}
 
 
 def _in_steps(label: str, num_steps: int) -> str:

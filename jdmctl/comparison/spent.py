@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jdmctl.comparison.cells import Cell
-from jdmctl.comparison.cost import Cost, countable_cost, training_flops
+from jdmctl.comparison.cost import Cost, countable_cost, main_flops, training_flops
 from jdmctl.comparison.scenes import Scenes
 from jdmctl.evaluation.results import Row, setup
 from jdmctl.recipe import AWARE_TEACHERS
@@ -18,8 +18,10 @@ def shares(cost: Cost) -> str:
     return ", ".join(f"{name} {flops / 1e9:.3g}" for name, flops in greatest if flops > cost.flops / 100)
 
 
-def goal(cells: Sequence[Cell], higher_is_better: bool) -> float | None:
-    """What the first run that was validated reached, less 2 %; None: there is none yet."""
+def goal(cells: Sequence[Cell], higher_is_better: bool, given: float | None = None) -> float | None:
+    """What is given, or what the first run that was validated reached, less 2 %; None: there is none yet."""
+    if given is not None:
+        return given
     curves = (cell.history().curve for cell in cells)
     scores = [score for _, score in next(filter(None, curves), ())]
     if not scores:
@@ -28,9 +30,11 @@ def goal(cells: Sequence[Cell], higher_is_better: bool) -> float | None:
     return best - 0.02 * abs(best) if higher_is_better else best + 0.02 * abs(best)
 
 
-def total_flops(cell: Cell, cost: Cost) -> float | None:
-    """Of all updates of the main stage, and of those that trained its teacher's ControlNets; None: not countable."""
-    found = [training_flops(cell, cost), *(training_flops(one, countable_cost(one)) for one in cell.needed())]
+def total_flops(
+    cell: Cell, cost: Cost, of: Callable[[Cell, Cost | None], float | None] = training_flops
+) -> float | None:
+    """Of all updates, and of those that trained its teacher's ControlNets; None: not countable."""
+    found = [of(cell, cost), *(of(one, countable_cost(one)) for one in cell.needed())]
     known = [flops for flops in found if flops is not None]
     return sum(known) if len(known) == len(found) else None
 
@@ -51,7 +55,12 @@ def ordinary(cell: Cell) -> str:
 
 
 def cost_rows(
-    cells: Sequence[Cell], costs: Mapping[str, Cost], scenes: Scenes, headline: str, command: str
+    cells: Sequence[Cell],
+    costs: Mapping[str, Cost],
+    scenes: Scenes,
+    headline: str,
+    command: str,
+    given_goal: float | None = None,
 ) -> list[Row]:
     """Rows of each method that was trained, under the name that its pictures have: mean over seeds, and their range.
 
@@ -59,13 +68,13 @@ def cost_rows(
     rows of its own; a method whose ControlNet was given has none.
     """
     higher, rows = scenes.is_better_higher, []
-    to_reach = goal(cells, higher)
+    to_reach = goal(cells, higher, given_goal)
     for label, cost in costs.items():
         done = [cell for cell in cells if cell.label == label and cell.is_done]
         clocked = _clocked(done)
         if to_reach is not None:
             clocked[f"minutes to {headline} {to_reach:.3g}"] = _minutes_to(to_reach, done, higher)
-        for how, measured in (("one update, counted while it ran", _counted(done[0], cost)), ("runs' clocks", clocked)):
+        for how, measured in (("one update, counted while it ran", _counted(done, cost)), ("runs' clocks", clocked)):
             rows += [
                 Row(scenes.world, "+".join(scenes.controls), done[0].called, 1, metric, *_range(values),
                     [cell.recipe.seed for cell in done[: len(values)]], len(values), command, setup(how))
@@ -79,16 +88,18 @@ def in_short(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if " of " not in row.metric or not row.metric.endswith(" an update")]
 
 
-def _counted(cell: Cell, cost: Cost) -> dict[str, list[float]]:
-    """Metric -> value of the first seed, or none."""
+def _counted(done: Sequence[Cell], cost: Cost) -> dict[str, list[float]]:
+    """Metric -> value of the first seed's update, and values of all that each had, one a seed; or none."""
     found = {"GFLOP an update": [cost.flops / 1e9]}
     found |= {f"GFLOP of {name} an update": [flops / 1e9] for name, flops in cost.parts.items()}
     for name, (there, back) in cost.passes.items():
         if there:
             found |= {f"passes of {name} an update": [there], f"backward passes of {name} an update": [back]}
-    whole, own = total_flops(cell, cost), training_flops(cell, cost)
-    found["training TFLOP"] = [whole / 1e12] if whole else []
-    found["training TFLOP of its ControlNet"] = [(whole - own) / 1e12] if whole and own and cell.needed() else []
+    for stages, of in (("training", training_flops), ("main stage", main_flops)):
+        both = [(total_flops(cell, cost, of), of(cell, cost)) for cell in done]
+        known = [(whole / 1e12, own / 1e12) for whole, own in both if whole and own]
+        found[f"{stages} TFLOP"] = [whole for whole, _ in known]
+        found[f"{stages} TFLOP of its ControlNet"] = [whole - own for whole, own in known if done[0].needed()]
     return found
 
 

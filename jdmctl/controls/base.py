@@ -23,6 +23,8 @@ class Control(Protocol):
     `gradient` says what the energy differentiates: the condition's own arithmetic ("exact"), a
     smooth stand-in for it ("surrogate"), or the network that makes the condition ("network").
 
+    A `scorer`, if there is one, is the network that scores: rows of results name it by its weights.
+
     `headline` is one of the keys of `scores`. By its mean over samples a run chooses the weights that it leaves: by the
     logarithm, so that a fraction gained counts the same for each of several controls, or, where the mean is negative
     (a log-likelihood, a correlation), by the mean itself.

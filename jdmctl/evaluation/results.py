@@ -14,6 +14,8 @@ from jdmctl.errors import BadInputError, JdmError
 from jdmctl.evaluation.bootstrap import Estimate
 from jdmctl.training.atomic import require_writable, write_text
 
+ITSELF = "reference pictures against themselves"  # a method whose distances are ideal, of any number
+
 
 @dataclass(frozen=True)
 class Row:
@@ -30,7 +32,7 @@ class Row:
     seeds: list[int]
     n: int
     command: str
-    setup: str = ""  # features, counts, resolution, versions, device: numbers of different setups are not comparable
+    setup: str = ""  # features, counts, size, scorer, split, versions, device: those of different ones are not compared
 
     @property
     def key(self) -> tuple[str, str, str, int, str]:
@@ -40,7 +42,7 @@ class Row:
     @property
     def is_of_set(self) -> bool:
         """Whether it is of the pictures as a whole, as distances are, and changes with their number."""
-        return self.metric.startswith(_OF_SETS)
+        return self.metric.startswith(_OF_SETS) and self.method != ITSELF
 
     @property
     def estimate(self) -> Estimate:
@@ -73,26 +75,27 @@ def require_place(path: Path | None) -> None:
         require_writable(path)
 
 
-def require_same_setup(path: Path | None, made: Collection[tuple[str, str, str]], n: int | None, device: str) -> None:
+def require_same_setup(path: Path | None, made: Collection[tuple[str, str, str]], n: int | None, here: str) -> None:
     """Before hours go into rows: raises BadInputError if rows that stay beside them were measured with another setup.
 
-    As far as is known then: by versions and device, and the number of pictures if that is. `made` are (world, control,
-    method) of all that will be measured, and their distance to true pictures is what every method has.
+    As far as is known then: by what it ends with, `here`, and the number of pictures if that is. `made` are (world,
+    control, method) of all that will be measured, and their distance to true pictures is what every method has.
     """
-    here, worlds = setup("", device), {world for world, _, _ in made}
+    worlds = {world for world, _, _ in made}
     for row in read(path) if path else []:
         is_beside = row.metric == "frechet" and row.world in worlds and row.key[:3] not in made
-        if is_beside and not (row.setup.endswith(here) and n in (None, row.n)):
+        if is_beside and not (row.setup.endswith(here) and (n in (None, row.n) or not row.is_of_set)):
             counted = "" if n is None else f", {n} pictures"
             raise BadInputError(
                 f"{row.metric} of {row.method} in {path} was measured with {_measured_with(row)}, and now it would be "
-                f"with {here.removeprefix('; ')}{counted}: they cannot stand in one table",
+                f"with {here.lstrip(',; ')}{counted}: they cannot stand in one table",
                 hint=f"score the old one again ({row.command}), or choose another file",
             )
 
 
 def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
-    """Old rows in their order, replaced by new ones of the same key; then what is only new.
+    """Old rows in their order, replaced by new ones of the same key, whatever the goal that minutes went to; then what
+    is only new.
 
     What measures a set of pictures as a whole depends on how many they are: a Frechet distance is biased upwards for
     few, and precision and recall change with the density of a set; KID, whose mean does not, goes by the same rule.
@@ -102,10 +105,11 @@ def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
         BadInputError: a kept row and a new one give the same metric of the same world by different setups, or of sets
             of different sizes where that matters.
     """
-    merged = list(({row.key: row for row in old} | {row.key: row for row in new}).values())
-    setups = {(row.world, row.metric): row for row in new}
+    new = list(new)
+    merged = list({(*row.key[:-1], _without_goal(row.metric)): row for row in (*old, *new)}.values())
+    setups = {(row.world, row.metric, row.is_of_set): row for row in new}
     for row in merged:
-        other = setups.get((row.world, row.metric), row)
+        other = setups.get((row.world, row.metric, row.is_of_set), row)
         if _measured_with(other) != _measured_with(row):
             raise BadInputError(
                 f"{row.metric} of {row.method} was measured with {_measured_with(row)}, "
@@ -115,11 +119,12 @@ def merge(old: Iterable[Row], new: Iterable[Row]) -> list[Row]:
     return merged
 
 
-def setup(measure: str, device: str = "cpu") -> str:
-    """What a number depends on beside its command: what measures it, and the versions of what draws and measures; and
-    where that is done, unless on the CPU."""
+def setup(measure: str, device: str = "cpu", split: str = "") -> str:
+    """What a number depends on beside its command: what measures it, on which split of a world, the versions of what
+    draws and measures; and where that is done, unless on the CPU."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
-    return f"{measure}; {versions}" + ("" if device == "cpu" else f"; on {device}")
+    on = f"{measure}, split {split}" if split else measure
+    return f"{on}; {versions}" + ("" if device == "cpu" else f"; on {device}")
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:
@@ -147,30 +152,40 @@ def table(rows: Sequence[Row], names: Sequence[str] = ("world", "control", "meth
 
 def has_place(document: str, name: str) -> bool:
     """Whether it asks for these results, and not just for those of a longer name."""
-    return re.search(rf"<!-- results: {re.escape(name)} (\||-->)", document) is not None
+    return re.search(rf"<!-- results: {_among(name)} (\||-->)", document) is not None
 
 
-def fill(document: str, name: str, rows: Sequence[Row]) -> str:
+def fill(document: str, name: str, rows: Sequence[Row], folder: Path = Path()) -> str:
     """The document with its tables of these rows made anew.
 
     A table stands between `<!-- results: NAME -->` and `<!-- end -->`; with
     `<!-- results: NAME | depth l1, frechet -->` it has only these columns, and with
-    `<!-- results: NAME | control depth | depth l1, frechet -->` only the rows of this control.
+    `<!-- results: NAME | control depth | depth l1, frechet -->` only the rows of this control, after which
+    `| methods jdm; nct |` names those of some methods. `NAME+OTHER` has the rows of both files, OTHER.json in `folder`.
 
     Raises:
-        JdmError: the document has no such place.
+        JdmError: the document has no such place, or there is no such file.
+        BadInputError: rows of several files cannot stand in one table.
     """
 
     def replace(found: re.Match[str]) -> str:
-        wanted = [metric.strip() for metric in (found["metrics"] or "").split(",") if metric.strip()]
-        chosen = [row for row in rows if not wanted or row.metric in wanted]
-        if found["control"] is None:
-            return f"{found['start']}{table(chosen)}\n<!-- end -->"
-        chosen = [row for row in chosen if row.control == found["control"]]
-        return f"{found['start']}{table(chosen, ['method'])}\n<!-- end -->"
+        wanted, methods = _words(found["metrics"], ","), _words(found["methods"], ";")
 
-    narrowed = r"(?: \| control (?P<control>[^|]+?))?(?: \| (?P<metrics>.*?))?"
-    place = rf"(?P<start><!-- results: {re.escape(name)}{narrowed} -->\n).*?<!-- end -->"
+        def chosen(one: str) -> list[Row]:
+            return [
+                row
+                for row in (rows if one == name else _there(folder / f"{one}.json"))
+                if (not wanted or row.metric in wanted)
+                and (not methods or row.method in methods)
+                and found["control"] in (None, row.control)
+            ]
+
+        together = _together([chosen(one) for one in found["names"].split("+")])
+        shown = table(together) if found["control"] is None else table(together, ["method"])
+        return f"{found['start']}{shown}\n<!-- end -->"
+
+    narrowed = r"(?: \| control (?P<control>[^|]+?))?(?: \| methods (?P<methods>[^|]+?))?(?: \| (?P<metrics>.*?))?"
+    place = rf"(?P<start><!-- results: (?P<names>{_among(name)}){narrowed} -->\n).*?<!-- end -->"
     filled, count = re.subn(place, replace, document, flags=re.DOTALL)
     if not count:
         hint = f"put the lines <!-- results: {name} --> and <!-- end --> there"
@@ -178,7 +193,42 @@ def fill(document: str, name: str, rows: Sequence[Row]) -> str:
     return filled
 
 
+def _among(name: str) -> str:
+    """A pattern of the names of files, joined by +, of which it is one."""
+    return rf"(?:[^ +|]+\+)*{re.escape(name)}(?:\+[^ +|]+)*"
+
+
+def _words(text: str | None, sign: str) -> list[str]:
+    return [word.strip() for word in (text or "").split(sign) if word.strip()]
+
+
+def _there(path: Path) -> list[Row]:
+    if not path.exists():
+        raise JdmError(f"a table is of {path}, which is not there", hint="mend the table's mark, or make its rows")
+    return read(path)
+
+
+def _together(files: Iterable[Sequence[Row]]) -> list[Row]:
+    """Rows of several files. Raises BadInputError where setups differ, or one row is in two files with two values."""
+    found: list[Row] = []
+    for rows in files:
+        known = {row.key: row.estimate for row in found}
+        for row in rows:
+            if known.get(row.key, row.estimate) != row.estimate:
+                raise BadInputError(
+                    f"{row.metric} of {row.method} is {known[row.key]} in one file and {row.estimate} in another",
+                    hint="leave its method out of the table (| methods a; b |), or its metric",
+                )
+        found = merge(found, rows)
+    return found
+
+
 _OF_SETS = ("frechet", "kid", "precision", "recall")  # and what is named after them; canny precision is a mean
+
+
+def _without_goal(metric: str) -> str:
+    """`minutes to canny f1 0.82` -> `minutes to canny f1`; others as they are."""
+    return metric.rpartition(" ")[0] if metric.startswith("minutes to ") else metric
 
 
 def _measured_with(row: Row) -> str:
