@@ -1,10 +1,14 @@
 """Every published full-size configuration, on the meta device: as many parameters as its published weights hold."""
 
 import functools
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from jdmctl.families import FAMILIES
+from jdmctl.families.names import family_class
 from jdmctl.families.published import find_published, published
 from jdmctl.families.students import students
 
@@ -15,6 +19,54 @@ HEADER = 2 * 10**6  # of a safetensors file, at most
 @functools.cache
 def built(name: str):
     return published().components[name].build()
+
+
+def branch(name: str, kind: str):
+    """A new control branch of a published model; a family needs its backbone and its VAE for that alone."""
+    model = published().models[name]
+    family = object.__new__(family_class(model.family))
+    family.parts, denoiser = {"vae": built(model.vae)}, SimpleNamespace(backbone=built(model.backbone))
+    with torch.device("meta"):
+        return family.new_branch(denoiser) if kind == "controlnet" else family.light_branch(denoiser, kind, 64)
+
+
+TOLD = Path(__file__).parents[1] / "docs" / "memory.md"
+MODELS = "sd15 sd21 sdxl pixart-512 sd35-large flux sana-sprint-1.6b sana-sprint-0.6b z-image qwen-image".split()
+BRANCHES = [(name, "controlnet") for name in MODELS]
+BRANCHES += [("sdxl", "controlnet_lora"), ("sd15", "t2i_adapter"), ("sdxl", "t2i_adapter")]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TOLD.is_file(), reason="docs are not in the package")
+@pytest.mark.parametrize(("name", "kind"), BRANCHES)
+def test_a_branch_is_as_large_as_the_docs_say(name, kind):
+    """Parameters, all of them, of the published configuration; a ControlNet-LoRA borrows all that is not trained."""
+    new = branch(name, kind)
+    if kind == "controlnet_lora":
+        new.open()
+    count = sum(p.numel() for p in new.parameters() if p.requires_grad)
+    assert all(p.is_meta for p in new.parameters())
+    assert f"| `{name}` | `{kind}` | {count:,} |" in TOLD.read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kind", "size", "bytes_each", "missing"),
+    [
+        # huggingface.co/lllyasviel/control_v11p_sd15_canny, diffusion_pytorch_model.safetensors
+        ("sd15", "controlnet", 1.45e9, 4, 0),
+        # huggingface.co/alx-ai/canny_21, control_v11p_sd21_canny.safetensors (refs/pr/5)
+        ("sd21", "controlnet", 728e6, 2, 0),
+        # huggingface.co/thingthatis/controlnet-canny-sdxl-1.0, of diffusers/: diffusion_pytorch_model.fp16.safetensors
+        ("sdxl", "controlnet", 2.5e9, 2, 0),
+        # huggingface.co/TencentARC/t2iadapter_canny_sd15v2, diffusion_pytorch_model.bin; it sees one channel, not three
+        ("sd15", "t2i_adapter", 308e6, 4, 2 * 8 * 8 * 320 * 3 * 3),
+    ],
+)  # fmt: skip
+def test_a_branch_is_as_large_as_published_ones(name, kind, size, bytes_each, missing):
+    """To the last digit that the page of its file tells, which is half a hundredth or less."""
+    count = sum(p.numel() for p in branch(name, kind).parameters()) - missing
+    assert count * bytes_each == pytest.approx(size, rel=0.005)
 
 
 @pytest.mark.parametrize("name", [name for name, one in published().components.items() if one.size])

@@ -3,6 +3,7 @@
 import json
 import math
 from importlib.resources import files
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -103,10 +104,14 @@ def test_a_source_is_an_address_or_nothing():
 
 
 def test_the_command_lists_and_shows(capsys):
-    """Every student has a row; one is shown with the address behind its timestep."""
+    """Every student has a row, and the README tells how many facts in all have no source; one is shown with the address
+    behind its timestep."""
     list_or_show(as_json=True)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["name"] for row in rows] == list(students())
+    without, facts = (sum(int(row["unverified"].split(" of ")[i]) for row in rows) for i in (0, 1))
+    told = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
+    assert f"{without} of the {facts} facts" in told
     list_or_show("dmd2-sdxl-1step", as_json=True)
     shown = json.loads(capsys.readouterr().out)
     assert shown["timestep"] == 399 and "github.com/tianweiy/DMD2" in shown["sources"]["timestep"]

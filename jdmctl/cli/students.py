@@ -10,6 +10,7 @@ from jdmctl.cli.options import JsonOption
 from jdmctl.cli.output import Output, mode
 
 _COLUMNS = ["name", "repository", "weights", "family", "adapter", "steps", "timestep", "prediction", "guidance"]
+_COLUMNS += ["unverified"]
 
 
 def students(
@@ -23,7 +24,8 @@ def students(
     out = Output(mode(as_json))
     if not name:
         out.table([_row(key, student) for key, student in known().items()], _COLUMNS)
-        out.note("jdmctl students NAME   shows one with its sources; adapter: whether jdmctl can train it yet")
+        out.note("jdmctl students NAME   shows one with its sources; adapter: whether jdmctl can train it yet;")
+        out.note("unverified: how many of its facts no stored copy of a source confirmed")
         return
     key, student = find_student(name)
     sources = {fact: source(student, fact) for fact in FACTS if source(student, fact)}
@@ -54,6 +56,7 @@ def _row(key: str, student: Any) -> dict[str, Any]:
         "timestep": f"{student.timestep:g}",
         "prediction": student.prediction,
         "guidance": guidance,
+        "unverified": f"{len(student.unverified)} of {len(student.unverified) + len(student.sources)}",
     }
 
 
