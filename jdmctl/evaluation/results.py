@@ -212,9 +212,9 @@ def _together(files: Iterable[Sequence[Row]]) -> list[Row]:
     """Rows of several files. Raises BadInputError where setups differ, or one row is in two files with two values."""
     found: list[Row] = []
     for rows in files:
-        known = {row.key: row.estimate for row in found}
+        known = {row.key: str(row.estimate) for row in found}  # as it is shown: threads change the last bits
         for row in rows:
-            if known.get(row.key, row.estimate) != row.estimate:
+            if known.get(row.key, str(row.estimate)) != str(row.estimate):
                 raise BadInputError(
                     f"{row.metric} of {row.method} is {known[row.key]} in one file and {row.estimate} in another",
                     hint="leave its method out of the table (| methods a; b |), or its metric",
