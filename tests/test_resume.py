@@ -21,6 +21,7 @@ SETTINGS = (
     "training.log_every_steps=5",
     "fake_score.warmup_min_steps=0",
     "fake_score.warmup_max_steps=3",
+    "training.dsm_warmup_steps=0",
     "fake_score.rank=2",
     "data.num_validation_samples=2",
 )
