@@ -88,7 +88,7 @@ def test_a_run_without_a_recipe(in_tiny_world, photos, add_control):
     ]
     assert all(len(record["adherence"]) == 1 for record in validations)
 
-    assert sorted(path.name for path in (run / "previews").iterdir()) == ["step-000000.png", "step-000004.png"]
+    assert {"step-000000.png", "step-000004.png"} < {path.name for path in (run / "previews").iterdir()}
     assert Image.open(run / "curve.png").size[0] > 100
     assert "step-000004" in {path.name for path in (run / "checkpoints").iterdir()}
     assert not [path for path in run.rglob(".*")]

@@ -42,7 +42,7 @@ def test_one_backbone_serves_teacher_fake_score_and_student(name, tmp_path):
         {p.data_ptr() for p in module.parameters()} for module in (family.teacher, family.student, step.fake_score)
     )
     assert teacher <= student and teacher <= fake
-    step.weights.values.update(dict.fromkeys(step.weights.values, 1.0))
+    step.weights.update(dict.fromkeys(step.weights, 1.0))
     edges = (torch.rand(2, 3, family.resolution_px, family.resolution_px) > 0.5).float()
     batch = Batch(family.encode_prompt(["a cone", "a cube"]), {"canny": edges}, SampleDraws(0, "x", range(2)))
     for phase in step.phases:
